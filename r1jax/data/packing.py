@@ -1,0 +1,341 @@
+"""Packs sequences of different lengths into rows of equal length, with no work left for padding.
+
+`pack` decides where each sequence goes; `place_texts` and `place_rollouts` then lay out arrays
+named as the fields of `r1jax.types.Batch`; `collect` reads per-token results back. `packed_batches`
+is the endless stream of packed batches for supervised training.
+"""
+
+import bisect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Row = Mapping[str, Any]
+Fields = dict[str, np.ndarray]
+Text = tuple[Sequence[int], Sequence[int]]  # token ids of the prompt and of the answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """Where sequence i lies: columns [offset[i], offset[i] + length[i]) of row row[i]."""
+
+    row: Int[np.ndarray, " B"]
+    offset: Int[np.ndarray, " B"]
+    length: Int[np.ndarray, " B"]
+    segment: Int[np.ndarray, " B"]  # 1 for the first sequence of a row, 2 for the next, ...
+    num_rows: int
+    row_length: int
+
+
+def pack(lengths: Int[np.ndarray, " B"] | Sequence[int], row_length: int) -> Packing:
+    """Best-fit decreasing: the longest sequences first, each into the fullest row that holds it.
+
+    The same lengths give the same packing; ties go to the lower index and the lower row.
+
+    Raises:
+      ValueError: a sequence has no tokens or more than `row_length`; its index is named.
+
+    Source: D. S. Johnson, "Near-optimal bin packing algorithms" (1973): at most 11/9 of the
+    fewest rows possible, + 4.
+    """
+    length = np.asarray(lengths, np.int64).reshape(-1)
+    unfit = np.flatnonzero((length < 1) | (length > row_length))
+    if unfit.size:
+        i = unfit[0]
+        raise ValueError(f"sequence {i} has {length[i]} tokens, a row holds 1 to {row_length}")
+    order = np.argsort(-length, kind="stable")
+    count = max(len(length), 1)
+    shortest = int(length.min(initial=row_length))
+    rows, offsets, segments = [], [], []
+    used: list[int] = []  # sequences in each row
+    open_rows: list[int] = []  # room * count + row of the rows with room, in order
+    for size in length[order].tolist():
+        best = bisect.bisect_left(open_rows, size * count)
+        if best == len(open_rows):
+            room, row = row_length, len(used)
+            used.append(0)
+        else:
+            room, row = divmod(open_rows.pop(best), count)
+        used[row] += 1
+        rows.append(row)
+        offsets.append(row_length - room)
+        segments.append(used[row])
+        if room - size >= shortest:
+            bisect.insort(open_rows, (room - size) * count + row)
+    back = np.argsort(order, kind="stable")  # from the order of packing to that of `lengths`
+    return Packing(
+        row=np.asarray(rows, np.int32)[back],
+        offset=np.asarray(offsets, np.int32)[back],
+        length=length.astype(np.int32),
+        segment=np.asarray(segments, np.int32)[back],
+        num_rows=len(used),
+        row_length=row_length,
+    )
+
+
+def place_texts(
+    packing: Packing,
+    texts: Sequence[Text],
+    *,
+    num_rows: int | None = None,
+    on_prompt: bool = False,
+) -> Fields:
+    """Rows of given texts (prompt ids, answer ids), for supervised training on the answers.
+
+    Gives tokens, position, segment, mask, weight and num_tokens: `mask` is True on answers, with
+    `on_prompt` on prompts too, but never on a text's first token, which nothing precedes.
+    `weight` is 1 / num_tokens, so a loss is the mean over all tokens of these rows. `num_rows`
+    appends empty rows; without it there are as many as the packing needs.
+
+    Raises:
+      ValueError: the texts are not those of the packing, or need more than `num_rows` rows.
+    """
+    _same_lengths([len(prompt) + len(answer) for prompt, answer in texts], packing)
+    fields = _empty_rows(packing, num_rows)
+    for (prompt, answer), (row, start, end) in zip(texts, _spans(packing), strict=True):
+        fields["tokens"][row, start:end] = [*prompt, *answer]
+        first = 1 if on_prompt else max(len(prompt), 1)
+        fields["mask"][row, start + first : end] = True
+    num_tokens = np.asarray(max(fields["mask"].sum(), 1), np.float32)
+    weight = fields["mask"] / num_tokens
+    return {**fields, "weight": weight.astype(np.float32), "num_tokens": num_tokens}
+
+
+def place_rollouts(
+    packing: Packing,
+    *,
+    prompt: Int[np.ndarray, "N P"],
+    prompt_length: Int[np.ndarray, " N"],
+    answer: Int[np.ndarray, "B A"],
+    answer_length: Int[np.ndarray, " B"],
+    prompt_of: Int[np.ndarray, " B"] | None = None,
+    extras: Mapping[str, Float[np.ndarray, "B A"]],
+    num_rows: int | None = None,
+) -> Fields:
+    """Rows of prompts each followed by one answer, for training on the answers.
+
+    Answer i belongs to prompt prompt_of[i]; without `prompt_of`, to prompt i // (B // N). The
+    packing is of `sequence_lengths(...)` with the same arguments. Gives tokens, position,
+    segment, mask (True on answers), num_tokens, and each of `extras` (weight, advantage,
+    logp_rollout, ...) at its answer's tokens, 0 elsewhere. `num_rows` appends empty rows.
+
+    Raises:
+      ValueError: a prompt is empty, lengths are not those of the packing, or the packing needs
+        more than `num_rows` rows.
+    """
+    owner = _owner(len(answer), len(prompt), prompt_of)
+    _same_lengths(sequence_lengths(prompt_length, answer_length, prompt_of=owner), packing)
+    fields = _empty_rows(packing, num_rows)
+    shape = fields["tokens"].shape
+    fields |= {name: np.zeros(shape, np.float32) for name in extras}
+    sizes = zip(owner.tolist(), answer_length.tolist(), _spans(packing), strict=True)
+    for i, (p, size, (row, start, end)) in enumerate(sizes):
+        first = end - size
+        fields["tokens"][row, start:first] = prompt[p, : first - start]
+        fields["tokens"][row, first:end] = answer[i, :size]
+        fields["mask"][row, first:end] = True
+        for name, extra in extras.items():
+            fields[name][row, first:end] = extra[i, :size]
+    num_tokens = np.asarray(max(fields["mask"].sum(), 1), np.float32)
+    return {**fields, "num_tokens": num_tokens}
+
+
+def sequence_lengths(
+    prompt_length: Int[np.ndarray, " N"],
+    answer_length: Int[np.ndarray, " B"],
+    *,
+    prompt_of: Int[np.ndarray, " B"] | None = None,
+) -> Int[np.ndarray, " B"]:
+    """Tokens of each answer together with its prompt: what `pack` needs for a rollout.
+
+    Raises:
+      ValueError: a prompt is empty (an answer's first token would follow nothing), or there are
+        not as many answers to each prompt.
+    """
+    prompt_length, answer_length = np.asarray(prompt_length), np.asarray(answer_length)
+    empty = np.flatnonzero(prompt_length < 1)
+    if empty.size:
+        raise ValueError(f"prompt {empty[0]} is empty: an answer needs a token before it")
+    return prompt_length[_owner(len(answer_length), len(prompt_length), prompt_of)] + answer_length
+
+
+def collect(
+    packing: Packing,
+    rows: Float[np.ndarray, "R T"],
+    *,
+    answer_length: Int[np.ndarray, " B"],
+    width: int,
+) -> Float[np.ndarray, "B A"]:
+    """The inverse of `place_rollouts` for one field: a number per answer token, [B, width].
+
+    Entries past an answer's end are 0.
+    """
+    answer = np.zeros((len(answer_length), width), rows.dtype)
+    sizes = zip(answer_length.tolist(), _spans(packing), strict=True)
+    for i, (size, (row, _, end)) in enumerate(sizes):
+        answer[i, :size] = rows[row, end - size : end]
+    return answer
+
+
+def shuffled(count: int, *, seed: int) -> Callable[[int], int]:
+    """item(i) of an endless shuffle of range(count): each epoch has each number once.
+
+    A function of i and `seed` alone. Each epoch has an order of its own.
+
+    Raises:
+      ValueError: `count` < 1.
+    """
+    if count < 1:
+        raise ValueError(f"need at least one item to shuffle, got {count}")
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> Int[np.ndarray, " count"]:
+        return np.random.default_rng([seed, epoch]).permutation(count)
+
+    def item(i: int) -> int:
+        epoch, place = divmod(i, count)
+        return int(order(epoch)[place])
+
+    return item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Endless packed batches; each is a function of its number alone, so resuming needs no state.
+
+    `batch(i)` is what `place_texts` gives. Texts are read in windows of several batches:
+    `dropped(i)` is how many texts of the window of batch i found no room. `epoch` is the number
+    of batches in which as many texts are read as there are.
+    """
+
+    batch: Callable[[int], Fields]
+    dropped: Callable[[int], int]
+    epoch: float
+
+
+def packed_batches(
+    rows: Sequence[Row],
+    encode: Callable[[Sequence[Row]], Sequence[Text]],
+    *,
+    batch_rows: int,
+    row_length: int,
+    seed: int,
+    on_prompt: bool = False,
+    window: int = 4096,
+) -> Stream:
+    """Batches of `batch_rows` nearly full rows, of texts in an order drawn anew for each epoch.
+
+    Some `window` texts, as many as make whole batches, are packed together and their rows
+    shuffled. How many is fixed at the start, from how the first texts pack and 3% short of full:
+    so batch i can be computed from i. In a window whose texts happen to be longer than that, the
+    last few find no room and are left out until the next epoch. `encode` turns some rows into
+    their texts at once, end tokens included.
+
+    Raises:
+      ValueError: there are no rows, or a text has no tokens or does not fit a row (when it is
+        read; the index of its row is named).
+    """
+    if not len(rows):
+        raise ValueError("no texts to train on: the source has 0 rows")
+    order = shuffled(len(rows), seed=seed)
+
+    def read(first: int, count: int) -> tuple[list[Text], list[int]]:
+        index = [order(i) for i in range(first, first + count)]
+        texts = list(encode([rows[i] for i in index]))
+        lengths = [len(prompt) + len(answer) for prompt, answer in texts]
+        for i, length in zip(index, lengths, strict=True):
+            if not 1 <= length <= row_length:
+                raise ValueError(
+                    f"row {i} has {length} tokens, a packed row holds 1 to {row_length}"
+                )
+        return texts, lengths
+
+    sample = read(0, min(window, len(rows)))[1]
+    batches, window_texts = _window_size(sample, window, batch_rows, row_length)
+    window_rows = batches * batch_rows
+    row_order = shuffled(window_rows, seed=seed)
+
+    @lru_cache(maxsize=2)
+    def load(number: int) -> tuple[list[Text], Packing]:
+        texts, lengths = read(number * window_texts, window_texts)
+        return texts, pack(lengths, row_length)
+
+    def batch(i: int) -> Fields:
+        texts, packing = load(i // batches)
+        chosen, part = _some_rows(
+            packing, [row_order(i * batch_rows + r) for r in range(batch_rows)]
+        )
+        return place_texts(part, [texts[j] for j in chosen], on_prompt=on_prompt)
+
+    def dropped(i: int) -> int:
+        return int((load(i // batches)[1].row >= window_rows).sum())
+
+    return Stream(batch=batch, dropped=dropped, epoch=len(rows) * batches / window_texts)
+
+
+def _window_size(
+    lengths: Sequence[int], window: int, batch_rows: int, row_length: int
+) -> tuple[int, int]:
+    """How many batches a window has, and how many texts fill 97% of them, judged by `lengths`."""
+    # Few texts are packed in several copies, or a last row half full would count for much.
+    copies = math.ceil(window / len(lengths))
+    rows_per_text = pack([*lengths] * copies, row_length).num_rows / (len(lengths) * copies)
+    # At least one batch, but no more than an epoch, or texts would be in a batch several times.
+    batches = max(1, int(len(lengths) * rows_per_text / batch_rows))
+    return batches, max(1, int(0.97 * batches * batch_rows / rows_per_text))
+
+
+def _some_rows(packing: Packing, rows: Sequence[int]) -> tuple[Int[np.ndarray, " K"], Packing]:
+    """Which sequences lie in the given rows, and the packing of these; rows may be empty ones."""
+    new_row = np.full(max(packing.num_rows, max(rows) + 1), -1, np.int32)
+    new_row[rows] = range(len(rows))
+    chosen = np.flatnonzero(new_row[packing.row] >= 0)
+    return chosen, Packing(
+        row=new_row[packing.row[chosen]],
+        offset=packing.offset[chosen],
+        length=packing.length[chosen],
+        segment=packing.segment[chosen],
+        num_rows=len(rows),
+        row_length=packing.row_length,
+    )
+
+
+def _spans(packing: Packing) -> list[tuple[int, int, int]]:
+    """Row, first column and end column of each sequence."""
+    end = packing.offset + packing.length
+    return list(zip(packing.row.tolist(), packing.offset.tolist(), end.tolist(), strict=True))
+
+
+def _empty_rows(packing: Packing, num_rows: int | None) -> Fields:
+    """Rows that have position and segment, but no tokens yet."""
+    num_rows = packing.num_rows if num_rows is None else num_rows
+    if num_rows < packing.num_rows:
+        raise ValueError(f"the sequences need {packing.num_rows} rows, got num_rows={num_rows}")
+    shape = num_rows, packing.row_length
+    fields = {name: np.zeros(shape, np.int32) for name in ("tokens", "position", "segment")}
+    count = np.arange(packing.row_length, dtype=np.int32)
+    for segment, (row, start, end) in zip(packing.segment.tolist(), _spans(packing), strict=True):
+        fields["position"][row, start:end] = count[: end - start]
+        fields["segment"][row, start:end] = segment
+    return {**fields, "mask": np.zeros(shape, bool)}
+
+
+def _same_lengths(lengths: Int[np.ndarray, " B"] | Sequence[int], packing: Packing) -> None:
+    if not np.array_equal(lengths, packing.length):
+        raise ValueError(
+            f"the packing is of other sequences: {len(packing.length)} with "
+            f"{packing.length.sum()} tokens, got {len(lengths)} with {sum(lengths)}"
+        )
+
+
+def _owner(answers: int, prompts: int, prompt_of: np.ndarray | None) -> Int[np.ndarray, " B"]:
+    if prompt_of is not None:
+        return np.asarray(prompt_of)
+    if answers % prompts:
+        raise ValueError(f"need as many answers to each prompt, got B={answers}, N={prompts}")
+    return np.arange(answers) // (answers // prompts)

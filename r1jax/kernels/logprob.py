@@ -1,0 +1,47 @@
+"""Log-probabilities of given tokens from hidden states, without storing the logits of a batch."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+CHUNK = 2**24  # logits alive at once
+
+
+def token_logp(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    tokens: Int[Array, "B T"],
+    *,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of each token after its hidden state, and the entropy there; float32, nats.
+
+    The distribution is softmax(logits / temperature) over the whole vocabulary. Rows are cut
+    along T into chunks of at most CHUNK logits, which backward computes again.
+    """
+    batch, length, _ = hidden.shape
+    head = head.astype(hidden.dtype)
+
+    def chunk(hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+        logits = logits / temperature
+        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+        total = jax.nn.logsumexp(logits, axis=-1)
+        mean = jnp.sum(jnp.exp(logits - total[..., None]) * logits, axis=-1)
+        return chosen - total, total - mean
+
+    pieces = math.ceil(batch * length * head.shape[0] / CHUNK)
+    if pieces <= 1:
+        return chunk(hidden, tokens)
+    size = -(-length // pieces)
+    pad = (-length) % size
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+
+    logp, entropy = jax.lax.map(lambda xs: jax.checkpoint(chunk)(*xs), (cut(hidden), cut(tokens)))
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length]  # noqa: E731
+    return join(logp), join(entropy)

@@ -1,0 +1,95 @@
+"""What every training loop is given, and how each begins, goes on and stops."""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from r1jax import checkpoint, metrics, monitors, settings
+from r1jax.checkpoint import Store
+from r1jax.types import TrainState
+
+Score = Callable[[settings.Row, str], tuple[float | None, Mapping[str, float]]]
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """A run as its loops see it."""
+
+    run: settings.Run
+    folder: Path
+    text: Sequence[str]  # of the config, kept in each checkpoint
+    tokenizer: Any
+    mesh: jax.sharding.Mesh
+    writer: metrics.Writer
+    stopping: Callable[[], bool]
+
+
+def stream_key(seed: int, name: str, step: int) -> jax.Array:
+    """The random key of step `step` of a named stream of a run."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, step)
+
+
+@contextmanager
+def resumed(
+    context: Context, stage: settings.Stage, state: TrainState, *, best: str | None = None
+) -> Iterator[tuple[Store, TrainState, int]]:
+    """Opens a stage's checkpoints: its store, the newest state (or `state`), steps already done.
+
+    The logs are cut back to that step, so that what follows is written once.
+    """
+    folder = context.folder / "checkpoints" / stage.name
+    with checkpoint.open_checkpoints(folder, keep=stage.checkpoints.keep, best=best) as store:
+        saved = store.restore(checkpoint.outline(state))
+        done = 0 if saved is None else saved.step
+        metrics.rewind(
+            context.folder,
+            stages=[other.name for other in context.run.stages],
+            stage=stage.name,
+            step=-1 if saved is None else done,
+        )
+        yield store, state if saved is None else saved.state, done
+
+
+def end_step(
+    context: Context,
+    stage: settings.Stage,
+    store: Store,
+    state: TrainState,
+    step: int,
+    scores: Mapping[str, float],
+) -> None:
+    """Saves after `step` steps where it is due, and stops the run if it was asked to.
+
+    Raises:
+      Stopped: after the state was saved.
+    """
+    stop = context.stopping() and step < stage.steps
+    if stop or step == stage.steps or step % stage.checkpoints.every == 0:
+        meta = {"seed": context.run.seed, "config": list(context.text)}
+        store.save(step, state, meta, scores)
+    if stop:
+        store.wait()
+        raise Stopped
+
+
+def check_finite(values: Mapping[str, Any], stage: str, step: int) -> None:
+    """Raises ValueError if the loss or the gradient is not finite."""
+    problem = monitors.fatal(values)
+    if problem:
+        raise ValueError(f"{stage}, step {step}: {problem}")
+
+
+def to_floats(values: Mapping[str, Any]) -> dict[str, float]:
+    """Scalars of the device as Python numbers; waits for it."""
+    return {name: float(np.asarray(value)) for name, value in jax.device_get(dict(values)).items()}

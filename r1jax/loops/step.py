@@ -1,0 +1,99 @@
+"""One jitted update of the weights, and the trainer's log-probabilities."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from r1jax import settings
+from r1jax.kernels.logprob import token_logp
+from r1jax.models import decoder
+from r1jax.types import Batch, Params, TrainState
+
+Loss = Callable[[jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array]
+
+
+def batch_logp(
+    cfg: settings.Decoder, params: Params, batch: Batch, *, temperature: float = 1.0
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of each token given those before it, and the entropy it was drawn with.
+
+    Both are 0 at the first token of a segment, which nothing precedes.
+    """
+    hidden, _ = decoder.forward(cfg, params, batch.tokens, batch.position, batch.segment)
+    before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    logp, entropy = token_logp(
+        before, decoder.head(cfg, params), batch.tokens, temperature=temperature
+    )
+    first = batch.position == 0
+    return jnp.where(first, 0.0, logp), jnp.where(first, 0.0, entropy)
+
+
+def make_update(
+    cfg: settings.Decoder,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    temperature: float = 1.0,
+) -> Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Metrics]]:
+    """The function (state, micro-batches) -> (state, metrics): one update. `state` is donated.
+
+    Gradients of the micro-batches are summed. A batch's weights carry the normaliser of the whole
+    update, so the result does not depend on how it was cut. All micro-batches have one shape: two
+    programs are compiled, whatever their number. Metrics are means over the update's tokens, but
+    `gap`, the largest.
+    """
+
+    def objective(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        logp, entropy = batch_logp(cfg, params, batch, temperature=temperature)
+        value, metrics = loss(logp, batch)
+        entropy = jnp.where(batch.mask, jax.lax.stop_gradient(entropy), 0.0)
+        metrics = {"loss": value, "entropy": jnp.sum(entropy) / batch.num_tokens, **metrics}
+        if batch.logp_rollout is not None:
+            gap = jnp.where(batch.mask, jnp.abs(logp - batch.logp_rollout), 0.0)
+            metrics["gap"] = jnp.max(jax.lax.stop_gradient(gap))
+        return value, metrics
+
+    gradient = jax.grad(objective, has_aux=True)
+
+    @jax.jit
+    def empty(params: Params, batch: Batch) -> tuple[Params, Metrics]:
+        shapes = jax.eval_shape(gradient, params, batch)
+        metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1])
+        return jax.tree.map(jnp.zeros_like, params), metrics
+
+    @partial(jax.jit, donate_argnums=0)
+    def add(total: tuple[Params, Metrics], params: Params, batch: Batch) -> tuple[Params, Metrics]:
+        grads, metrics = gradient(params, batch)
+        metrics = {
+            name: (jnp.maximum if name == "gap" else jnp.add)(total[1][name], value)
+            for name, value in metrics.items()
+        }
+        return jax.tree.map(jnp.add, total[0], grads), metrics
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def apply(state: TrainState, total: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
+        grads, metrics = total
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    def update(state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, Metrics]:
+        total = empty(state.params, batches[0])
+        for batch in batches:
+            total = add(total, state.params, batch)
+        return apply(state, total)
+
+    return update
+
+
+def make_logp(
+    cfg: settings.Decoder, *, temperature: float = 1.0
+) -> Callable[[Params, Batch], Float[Array, "B T"]]:
+    """The jitted function (params, batch) -> log-probabilities of its tokens."""
+    return jax.jit(lambda params, batch: batch_logp(cfg, params, batch, temperature=temperature)[0])

@@ -1,0 +1,128 @@
+"""The parts of a layer: norm, rotary positions, gated feed-forward, grouped-query attention.
+
+A block is a pair of functions: `*_leaves(settings) -> tree of Leaf` for one layer, and an apply
+function on that tree's arrays. Attention blocks receive `attend(q, k, v) -> (out, carry)`: the same
+block trains on packed rows, prefills prompts and decodes with a cache, by what is passed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from r1jax import settings
+from r1jax.sharding import Leaf, constrain, normal, ones, zeros
+from r1jax.types import Params
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+def rms_norm(scale: Float[Array, " D"], x: Float[Array, "... D"], eps: float) -> jax.Array:
+    """`x` divided by its root mean square over the last dimension, times `scale`.
+
+    Computed in float32, as the sum of squares of a wide bfloat16 row loses digits.
+    """
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    wide = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    return (x32 * inverse * wide).astype(x.dtype)
+
+
+def rope_angles(
+    position: Int[Array, "..."], *, head_dim: int, theta: float
+) -> tuple[Float[Array, "... 1 H/2"], Float[Array, "... 1 H/2"]]:
+    """Cosine and sine of each rotary angle, float32, with a dimension for the heads.
+
+    Source: RoFormer, arXiv:2104.09864.
+    """
+    rate = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = position[..., None, None].astype(jnp.float32) * rate.reshape(
+        (1,) * (position.ndim + 1) + rate.shape
+    )
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Float[Array, "... heads H"], rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates pair (i, i + H/2) of each head by its angle (the half-split form of Llama, Qwen)."""
+    cos, sin = rope
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def gqa_leaves(cfg: settings.Attention, dim: int) -> Params:
+    """Weights of one grouped-query attention block.
+
+    Queries, keys and values of key-value head k are one slice `qkv[:, k]`: its R query heads, then
+    its key, then its value. One matmul makes all three, and splitting K over devices splits all.
+    """
+    per_kv = cfg.num_heads // cfg.num_kv_heads
+    qkv = (cfg.num_kv_heads, per_kv + 2, cfg.head_dim)
+    axes = ("kv_heads", None, None)
+    std = dim**-0.5
+    leaves: Params = {
+        "qkv": Leaf((dim, *qkv), ("embed", *axes), normal(std)),
+        "out": Leaf(
+            (cfg.num_kv_heads, per_kv, cfg.head_dim, dim),
+            (*axes, "embed"),
+            normal((cfg.num_heads * cfg.head_dim) ** -0.5),
+        ),
+    }
+    if cfg.bias:
+        leaves["bias"] = Leaf(qkv, axes, zeros)
+    if cfg.qk_norm:
+        leaves["q_norm"] = Leaf((cfg.head_dim,), (None,), ones)
+        leaves["k_norm"] = Leaf((cfg.head_dim,), (None,), ones)
+    return leaves
+
+
+def gqa(
+    cfg: settings.Attention,
+    params: Params,
+    x: Float[Array, "... D"],
+    *,
+    rope: tuple[jax.Array, jax.Array],
+    attend: Attend,
+    eps: float,
+) -> tuple[Float[Array, "... D"], Any]:
+    """Attention's part of the residual stream, and what `attend` carries (a cache, or None).
+
+    `attend` gets q [..., K, R, H] and k, v [..., K, H], rotated; it returns [..., K, R, H].
+    """
+    kv, dim, head = cfg.num_kv_heads, x.shape[-1], cfg.head_dim
+    per_kv = cfg.num_heads // kv
+    dtype = x.dtype
+    flat = x @ params["qkv"].reshape(dim, -1).astype(dtype)
+    qkv = flat.reshape(*x.shape[:-1], kv, per_kv + 2, head)
+    if cfg.bias:
+        bias = params["bias"].astype(dtype)
+        qkv = qkv + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+    q, k, v = qkv[..., :per_kv, :], qkv[..., per_kv, :], qkv[..., per_kv + 1, :]
+    if cfg.qk_norm:
+        q = rms_norm(params["q_norm"], q, eps)
+        k = rms_norm(params["k_norm"], k, eps)
+    cos, sin = rope
+    q = rotate(q, (cos[..., None, :], sin[..., None, :]))
+    k = rotate(k, rope)
+    out, carry = attend(q, k, v)
+    out = out.reshape(*x.shape[:-1], kv * per_kv * head)
+    return out @ params["out"].reshape(-1, dim).astype(dtype), carry
+
+
+def mlp_leaves(cfg: settings.Mlp, dim: int) -> Params:
+    """Weights of one gated feed-forward: gate and up side by side, and down."""
+    return {
+        "gate_up": Leaf((dim, 2, cfg.dim), ("embed", None, "mlp"), normal(dim**-0.5)),
+        "down": Leaf((cfg.dim, dim), ("mlp", "embed"), normal(cfg.dim**-0.5)),
+    }
+
+
+def mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """down(silu(gate(x)) * up(x)). Source: GLU variants, arXiv:2002.05202."""
+    both = jnp.einsum("...d,dcf->...cf", x, params["gate_up"].astype(x.dtype))
+    hidden = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
+    if x.ndim == 3:
+        hidden = constrain(hidden, "batch", None, "mlp")
+    return hidden @ params["down"].astype(x.dtype)

@@ -1,0 +1,62 @@
+"""A run's stages in order. What a checkpoint shows as done is not done again."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from r1jax import metrics, settings, sharding
+from r1jax.checkpoint import numbers
+from r1jax.data import tokenizer as tokenizers
+from r1jax.loops import rl, supervised
+from r1jax.loops.run import Context, stream_key
+from r1jax.models import decoder
+from r1jax.rewards.weighted import score
+from r1jax.types import Params
+
+
+def run(
+    cfg: settings.Run, folder: Path, *, text: Sequence[str], stopping: Callable[[], bool]
+) -> Params:
+    """The weights after the last stage. Everything on the way is in `folder`.
+
+    Raises:
+      ValueError: the tokenizer has no end token, or more tokens than the embedding has rows.
+      Stopped: `stopping()` became true; the state is saved.
+    """
+    tokenizer = cfg.tokenizer()
+    tokenizers.check(tokenizer)
+    if len(tokenizer) > cfg.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {cfg.model.vocab_size}"
+        )
+    mesh = sharding.make_mesh(cfg.mesh)
+    with jax.set_mesh(mesh):
+        context = Context(
+            run=cfg,
+            folder=folder,
+            text=text,
+            tokenizer=tokenizer,
+            mesh=mesh,
+            writer=metrics.open_writer(folder),
+            stopping=stopping,
+        )
+        leaves = decoder.leaves(cfg.model)
+        params = sharding.init(leaves, stream_key(cfg.seed, "init", 0), mesh)
+        for stage in cfg.stages[begun(cfg, folder) :]:
+            if isinstance(stage, settings.Supervised):
+                params = supervised.train(stage, context, params)
+            else:
+                params = rl.train(stage, context, params, score=partial(score, stage.reward))
+        return params
+
+
+def begun(cfg: settings.Run, folder: Path) -> int:
+    """The number of the last stage that has a checkpoint; 0 if none has."""
+    last = 0
+    for i, stage in enumerate(cfg.stages):
+        checkpoints = folder / "checkpoints" / stage.name
+        if checkpoints.is_dir() and numbers(checkpoints):
+            last = i
+    return last

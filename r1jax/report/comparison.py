@@ -1,0 +1,94 @@
+"""Several runs on one page: a table, their curves over each other, and where settings differ."""
+
+from collections.abc import Sequence
+from html import escape
+
+from r1jax.metrics import duration
+from r1jax.report import curves
+from r1jax.report.charts import NUM_COLOURS
+from r1jax.report.data import RunData, costs, evaluations, unfinished
+
+
+def comparison(runs: Sequence[RunData]) -> str:
+    """The page's body."""
+    names = _names(runs)
+    parts = [f"<h1>{len(runs)} runs compared</h1>", _table(runs, names)]
+    parts.append(
+        '<p class="soft">Noisy lines are moving means; pointing at a chart shows each step.</p>\n'
+    )
+    stages = list(dict.fromkeys(stage for run in runs for stage in run.stages))
+    shown = [found.stage for run in runs if (found := evaluations(run))]
+    for stage in sorted(stages, key=lambda stage: stage not in shown):
+        parts.append(f"<h2>Stage {escape(stage)}</h2>")
+        rows = [run.stages.get(stage, ()) for run in runs]
+        for heading, specs in curves.sections([row for each in rows for row in each]):
+            charts = "".join(curves.overlay(spec, rows, names) for spec in specs)
+            if charts:
+                parts.append(f'<h3>{heading}</h3><div class="charts">\n{charts}</div>\n')
+    return "".join(parts) + _differences(runs, names)
+
+
+def _names(runs: Sequence[RunData]) -> list[str]:
+    """The folders' names, with their parents' where two are the same."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    return [str(run.folder) for run in runs]
+
+
+def _table(runs: Sequence[RunData], names: Sequence[str]) -> str:
+    head = ["run", "held-out accuracy", "95% interval", "points", "attempts", "tokens", "time"]
+    lines = []
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        cells = [f'<td><i class="chip c{i % NUM_COLOURS}"></i>{escape(name)}</td>']
+        cells += [f'<td class="n">{cell}</td>' for cell in _results(run)]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    titles = "".join(f"<th{' class=n' * (i > 0)}>{name}</th>" for i, name in enumerate(head))
+    return f'<div class="scroll"><table><tr>{titles}</tr>{"".join(lines)}</table></div>\n'
+
+
+def _results(run: RunData) -> list[str]:
+    time = duration(sum(cost.seconds for cost in costs(run)))
+    time += " (unfinished)" if unfinished(run) else ""
+    found = evaluations(run)
+    if found is None:
+        return ["", "", "", "", "", time]
+    first, last = found.first, found.last
+
+    def change(name: str, form: str) -> str:
+        if name not in first or name not in last:
+            return ""
+        return f"{first[name]:{form}} → {last[name]:{form}}"
+
+    interval = ""
+    if "test/accuracy_low" in last and "test/accuracy_high" in last:
+        interval = f"[{last['test/accuracy_low']:.1%}, {last['test/accuracy_high']:.1%}]"
+    points = (last["test/accuracy"] - first["test/accuracy"]) * 100
+    return [
+        change("test/accuracy", ".1%"),
+        interval,
+        f"{points:+.1f}",
+        change("test/attempts", ".2f"),
+        change("test/length", ".1f"),
+        time,
+    ]
+
+
+def _differences(runs: Sequence[RunData], names: Sequence[str]) -> str:
+    """The settings that are not the same in all runs."""
+    paths = sorted({path for run in runs for path in run.settings} - {"name"})
+    differ = [path for path in paths if len({run.settings.get(path) for run in runs}) > 1]
+    if not differ:
+        known = all(run.settings for run in runs)
+        return "<h2>Settings</h2><p>The same in all runs.</p>" if known else ""
+    titles = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = []
+    for path in differ:
+        cells = "".join(
+            f"<td><code>{escape(run.settings.get(path, 'absent'))}</code></td>" for run in runs
+        )
+        lines.append(f"<tr><td><code>{escape(path)}</code></td>{cells}</tr>")
+    return (
+        '<h2>Settings that differ</h2><div class="scroll"><table>'
+        f"<tr><th>setting</th>{titles}</tr>{''.join(lines)}</table></div>\n"
+    )

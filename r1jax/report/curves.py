@@ -1,0 +1,136 @@
+"""Which metrics a report draws, under which headings and names."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from r1jax.monitors import GAP_LIMIT
+from r1jax.report.charts import NUM_COLOURS, Axis, Series, line_chart
+from r1jax.report.data import Row
+
+SHARE, WHOLE = Axis(share=True), Axis(share=True, whole=True)
+
+
+class Spec(NamedTuple):
+    """A chart and the metrics in it, with their labels if there are several."""
+
+    title: str
+    note: str
+    names: Mapping[str, str]
+    axis: Axis = Axis()
+
+
+CHARTS: Mapping[str, Sequence[Spec]] = {
+    "What is learned": (
+        Spec("Accuracy", "share of answers that are right", {"accuracy": ""}, WHOLE),
+        Spec("Reward", "mean over a rollout's answers", {"reward": ""}),
+    ),
+    "How the answers change": (
+        Spec("Answer length", "tokens", {"length": ""}),
+        Spec("Attempts", "per answer", {"attempts": ""}),
+        Spec(
+            "Wrong give-ups",
+            "share of answers to problems that can be solved",
+            {"wrong_give_ups": ""},
+            SHARE,
+        ),
+        Spec("Reflections", "per answer", {"reflections": ""}),
+        Spec("Cut off", "share of answers that hit the length limit", {"cut": ""}, SHARE),
+        Spec(
+            "Right steps",
+            "share right of sums, verdicts, uses of numbers",
+            {"right_sums": "sums", "right_verdicts": "verdicts", "right_numbers": "numbers"},
+            WHOLE,
+        ),
+    ),
+    "The optimisation": (
+        Spec("Loss", "", {"loss": ""}, Axis(zero=False)),
+        Spec("KL", "from the reference model, nats a token", {"kl": ""}),
+        Spec("Entropy", "nats a token", {"entropy": ""}),
+        Spec(
+            "Groups without contrast",
+            "share of groups with equal rewards",
+            {"equal_groups": ""},
+            WHOLE,
+        ),
+        Spec(
+            "Log-prob gap",
+            "sampler against trainer, largest, nats",
+            {"gap": ""},
+            Axis(log=True, limit=GAP_LIMIT),
+        ),
+        Spec("Clipped", "share of tokens", {"clipped": ""}, SHARE),
+        Spec("Gradient norm", "before clipping", {"grad_norm": ""}),
+        Spec("Learning rate", "", {"learning_rate": ""}),
+    ),
+    "Speed": (
+        Spec(
+            "Throughput",
+            "tokens a second",
+            {"time/rollout_tokens_per_s": "rollout", "time/update_tokens_per_s": "update"},
+        ),
+        Spec("Time", "seconds a step", {"time/step": ""}),
+    ),
+}
+# Shown within another chart, or said elsewhere.
+HIDDEN = {"stage", "step", "give_ups", "accuracy_low", "accuracy_high"}
+
+
+def sections(rows: Iterable[Row]) -> Iterator[tuple[str, list[Spec]]]:
+    """The charts that `rows` have data for, by heading; unknown metrics come last, by name."""
+    names = sorted({name.removeprefix("test/") for row in rows for name in row} - HIDDEN)
+    parts = {name: name.removeprefix("reward/") for name in names if name.startswith("reward/")}
+    known = set(parts)
+    for heading, specs in CHARTS.items():
+        found = [spec for spec in specs if any(name in names for name in spec.names)]
+        known |= {name for spec in found for name in spec.names}
+        if heading == "What is learned" and len(parts) > 1:
+            found.insert(2, Spec("Reward by part", "means over a rollout's answers", parts))
+        if found:
+            yield heading, found
+    rest = [name for name in names if name not in known and not name.startswith("time/")]
+    if rest:
+        yield "Also measured", [Spec(_words(name), "", {name: ""}) for name in rest]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in rows if name in row]
+
+
+def held_out(rows: Sequence[Row], name: str, label: str, colour: int) -> Series:
+    ends = [f"test/{name}_low", f"test/{name}_high"]
+    band = [(row["step"], *(row[end] for end in ends)) for row in rows if row.keys() >= {*ends}]
+    values = points(rows, f"test/{name}")
+    return Series(label=label, points=values, band=band, colour=colour, marked=True)
+
+
+def chart(spec: Spec, rows: Sequence[Row]) -> str:
+    """One stage's chart: rollouts and held-out problems, or several metrics of rollouts."""
+    several = len(spec.names) > 1
+    sampled = any("test/accuracy" in row for row in rows)
+    series = []
+    for colour, (name, label) in enumerate(spec.names.items()):
+        label = label or ("rollout" if sampled else spec.title.lower())
+        line = Series(label=label, points=points(rows, name), colour=colour % NUM_COLOURS)
+        series.append(line)
+        if not several:
+            series.append(held_out(rows, name, "held-out", 1))
+    return line_chart(spec.title, spec.note, series, spec.axis)
+
+
+def overlay(spec: Spec, runs: Sequence[Sequence[Row]], names: Sequence[str]) -> str:
+    """Charts of one stage with a line for each run; held-out problems and rollouts apart."""
+    charts = []
+    for metric, part in spec.names.items():
+        title = f"{spec.title}: {part}" if part else spec.title
+        lines, tests = [], []
+        for i, (rows, name) in enumerate(zip(runs, names, strict=True)):
+            colour = i % NUM_COLOURS
+            lines.append(Series(label=name, points=points(rows, metric), colour=colour))
+            tests.append(held_out(rows, metric, name, colour))
+        charts.append(line_chart(f"{title}, held-out", spec.note, tests, spec.axis))
+        charts.append(line_chart(title, spec.note, lines, spec.axis))
+    return "".join(charts)

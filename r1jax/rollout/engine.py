@@ -1,0 +1,332 @@
+"""Continuous batching in one compiled program.
+
+A fixed number of slots decode side by side in a `lax.while_loop`. Prompts are prefilled once, by a
+scan over layers, and shared by their answers. A slot whose answer ends hands it out and takes the
+next (prompt, sample) of the queue, inside the loop.
+
+Cached keys and values of generated tokens lie in a ring: at step t every slot writes column
+t mod C, whatever its own length, so the write is one slice and no scatter; a slot sees the columns
+written since its answer began. The ring is cut into chunks, and until the first lap is over only
+the chunks that hold something are read.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from r1jax import settings
+from r1jax.kernels.attention import decode_attention
+from r1jax.models import decoder
+from r1jax.rollout.sampling import answer_keys, make_sampler
+from r1jax.sharding import constrain
+from r1jax.types import Params, Prompts, Rollout
+
+CHUNK = 64  # columns of the ring that are read together, at the least
+CHUNKS = 8  # pieces that a ring is cut into, at the most
+
+Generate = Callable[[Params, Prompts, jax.Array], Rollout]
+
+
+@struct.dataclass(kw_only=True)
+class LayerCache:
+    """One layer's keys (position last) and values (head last) for each of S slots."""
+
+    prompt_k: Float[Array, "S K H P"]
+    prompt_v: Float[Array, "S K P H"]
+    ring_k: tuple[Float[Array, "S K H W"], ...]
+    ring_v: tuple[Float[Array, "S K W H"], ...]
+
+
+@struct.dataclass(kw_only=True)
+class Slots:
+    """What each slot is doing. `item` is its answer's number in the queue; -1: none."""
+
+    item: Int[Array, " S"]
+    key: Key[Array, " S"]
+    prompt_length: Int[Array, " S"]
+    count: Int[Array, " S"]  # tokens sampled so far
+    hidden: Float[Array, "S D"]  # state from which the next token is drawn
+    tokens: Int[Array, "S C"]  # rings, columns as in the cache
+    logp: Float[Array, "S C"]
+
+
+@struct.dataclass(kw_only=True)
+class Loop:
+    """All that the token loop carries."""
+
+    step: Int[Array, ""]
+    next_item: Int[Array, ""]
+    slots: Slots
+    caches: list[LayerCache]
+    answer: Int[Array, "B A"]
+    answer_length: Int[Array, " B"]
+    finished: Bool[Array, " B"]
+    logp: Float[Array, "B A"]
+
+
+def make_engine(
+    cfg: settings.Decoder, engine: settings.Engine, *, group: int, stop: tuple[int, ...]
+) -> Generate:
+    """The function (params, prompts, key) -> Rollout with `group` answers to each prompt.
+
+    An answer ends with a token of `stop` or after `engine.max_new` tokens. Its tokens depend on
+    (params, its prompt, key, prompts.index, its number in the group) and on nothing else that is
+    in flight. Log-probabilities are of the whole distribution at the sampling temperature (1 when
+    greedy), before top-k and top-p. To be jitted by the caller; shapes are all static.
+    """
+    sampler = make_sampler(engine.sampling)
+    temperature = engine.sampling.temperature or 1.0
+    dtype = jnp.dtype(cfg.dtype)
+
+    def generate(params: Params, prompts: Prompts, key: Key[Array, ""]) -> Rollout:
+        params = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 else w, params)
+        keys = answer_keys(key, prompts.index, group)
+        stored, first_hidden = prefill(cfg, params, prompts)
+        loop = empty_loop(cfg, engine, prompts, keys, first_hidden.dtype, group)
+        unstacked = decoder.unstack(cfg, params)
+        head = decoder.head(cfg, params)
+
+        def sample(slots: Slots) -> tuple[Int[Array, " S"], Float[Array, " S"]]:
+            logits = jnp.einsum("bd,vd->bv", slots.hidden, head, preferred_element_type=jnp.float32)
+            step_keys = jax.vmap(jax.random.fold_in)(slots.key, slots.count)
+            token = sampler(logits, step_keys)
+            logp = jax.nn.log_softmax(logits / temperature, axis=-1)
+            return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+
+        def body(loop: Loop) -> Loop:
+            with jax.named_scope("sample"):
+                token, logp = sample(loop.slots)
+            column = loop.step % loop.slots.tokens.shape[1]
+            slots = loop.slots.replace(
+                count=loop.slots.count + 1,
+                tokens=_write_column(loop.slots.tokens, token, column),
+                logp=_write_column(loop.slots.logp, logp, column),
+            )
+            stopped = jnp.zeros_like(token, dtype=bool)
+            for end in stop:
+                stopped |= token == end
+            done = (stopped | (slots.count >= engine.max_new)) & (slots.item >= 0)
+            with jax.named_scope("decode"):
+                hidden, caches = _decode(
+                    cfg, params, unstacked, loop.replace(slots=slots), token, column
+                )
+            loop = loop.replace(slots=slots.replace(hidden=hidden), caches=caches)
+            with jax.named_scope("refill"):
+                loop = refill(loop, done, stopped, stored, first_hidden, keys, prompts, group)
+            return loop.replace(step=loop.step + 1)
+
+        everyone = jnp.ones(loop.slots.item.shape, bool)
+        loop = refill(loop, everyone, ~everyone, stored, first_hidden, keys, prompts, group)
+        loop = jax.lax.while_loop(lambda loop: jnp.any(loop.slots.item >= 0), body, loop)
+        size = prompts.tokens.shape[0] * group
+        return Rollout(
+            prompt=prompts.tokens,
+            prompt_length=prompts.length,
+            answer=loop.answer[:size],
+            answer_length=loop.answer_length[:size],
+            finished=loop.finished[:size],
+            logp_rollout=loop.logp[:size],
+            decode_steps=loop.step,
+        )
+
+    return generate
+
+
+def prefill(
+    cfg: settings.Decoder, params: Params, prompts: Prompts
+) -> tuple[list[tuple[jax.Array, jax.Array]], Float[Array, "N D"]]:
+    """Each layer's prompt keys [N, K, H, P] and values [N, K, P, H], and the last hidden state."""
+    count, width = prompts.tokens.shape
+    position = jnp.broadcast_to(jnp.arange(width), (count, width))
+    segment = (position < prompts.length[:, None]).astype(jnp.int32)
+    hidden, kept = decoder.forward(cfg, params, prompts.tokens, position, segment, keep_kv=True)
+    stored = [
+        (k[i].transpose(0, 2, 3, 1), v[i].transpose(0, 2, 1, 3))
+        for k, v in kept
+        for i in range(k.shape[0])
+    ]
+    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
+    return stored, last
+
+
+def empty_loop(
+    cfg: settings.Decoder,
+    engine: settings.Engine,
+    prompts: Prompts,
+    keys: Key[Array, " B"],
+    dtype: Any,
+    group: int,
+) -> Loop:
+    """The loop's state before the first slot is filled. One answer row more than is asked for
+    takes what slots without an answer hand out."""
+    total = prompts.tokens.shape[0] * group
+    slots = min(engine.slots, total)
+    chunk = min(max(CHUNK, -(-engine.max_new // CHUNKS)), engine.max_new)
+    chunks = -(-engine.max_new // chunk)
+    width = prompts.tokens.shape[1]
+    caches = []
+    for block in cfg.groups:
+        kv, head = block.mixer.num_kv_heads, block.mixer.head_dim
+
+        def zeros(*shape: int, kv: int = kv) -> jax.Array:
+            return constrain(jnp.zeros((slots, kv, *shape), dtype), "batch", "kv_heads", None, None)
+
+        for _ in range(block.count):
+            caches.append(
+                LayerCache(
+                    prompt_k=zeros(head, width),
+                    prompt_v=zeros(width, head),
+                    ring_k=tuple(zeros(head, chunk) for _ in range(chunks)),
+                    ring_v=tuple(zeros(chunk, head) for _ in range(chunks)),
+                )
+            )
+    none = jnp.zeros((slots,), jnp.int32)
+    return Loop(
+        step=jnp.int32(0),
+        next_item=jnp.int32(0),
+        slots=Slots(
+            item=none - 1,
+            key=jnp.broadcast_to(keys[0], (slots,)),
+            prompt_length=none,
+            count=none,
+            hidden=jnp.zeros((slots, cfg.dim), dtype),
+            tokens=jnp.zeros((slots, chunk * chunks), jnp.int32),
+            logp=jnp.zeros((slots, chunk * chunks), jnp.float32),
+        ),
+        caches=caches,
+        answer=jnp.zeros((total + 1, engine.max_new), jnp.int32),
+        answer_length=jnp.zeros((total + 1,), jnp.int32),
+        finished=jnp.zeros((total + 1,), bool),
+        logp=jnp.zeros((total + 1, engine.max_new), jnp.float32),
+    )
+
+
+def refill(
+    loop: Loop,
+    pending: Bool[Array, " S"],
+    stopped: Bool[Array, " S"],
+    stored: list[tuple[jax.Array, jax.Array]],
+    first_hidden: Float[Array, "N D"],
+    keys: Key[Array, " B"],
+    prompts: Prompts,
+    group: int,
+) -> Loop:
+    """Slots that are `pending` hand out their answers and take the next ones of the queue.
+
+    One slot per turn of an inner loop, so the work is per answer and not per token.
+    """
+    total = keys.shape[0]
+    width = loop.answer.shape[1]
+
+    def turn(carry: tuple[Loop, jax.Array]) -> tuple[Loop, jax.Array]:
+        loop, pending = carry
+        slots, s = loop.slots, jnp.argmax(pending)
+        item, count = slots.item[s], slots.count[s]
+        row = jnp.where(item >= 0, item, total)
+        index = jnp.arange(width)
+        columns = (loop.step - count + 1 + index) % slots.tokens.shape[1]
+        own = index < count
+        answer = jnp.where(own, slots.tokens[s, columns], 0)
+        logp = jnp.where(own, slots.logp[s, columns], 0.0)
+
+        new = jnp.minimum(loop.next_item, total - 1)  # the last again when there is none: unused
+        prompt = new // group
+        caches = [
+            cache.replace(
+                prompt_k=cache.prompt_k.at[s].set(k[prompt]),
+                prompt_v=cache.prompt_v.at[s].set(v[prompt]),
+            )
+            for cache, (k, v) in zip(loop.caches, stored, strict=True)
+        ]
+        slots = slots.replace(
+            item=slots.item.at[s].set(jnp.where(loop.next_item < total, new, -1)),
+            key=slots.key.at[s].set(keys[new]),
+            prompt_length=slots.prompt_length.at[s].set(prompts.length[prompt]),
+            count=slots.count.at[s].set(0),
+            hidden=slots.hidden.at[s].set(first_hidden[prompt]),
+        )
+        loop = loop.replace(
+            next_item=loop.next_item + 1,
+            slots=slots,
+            caches=caches,
+            answer=loop.answer.at[row].set(answer),
+            answer_length=loop.answer_length.at[row].set(count),
+            finished=loop.finished.at[row].set(stopped[s]),
+            logp=loop.logp.at[row].set(logp),
+        )
+        return loop, pending.at[s].set(False)
+
+    loop, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), turn, (loop, pending))
+    return loop
+
+
+def _write_column(ring: jax.Array, value: jax.Array, column: Int[Array, ""]) -> jax.Array:
+    return jax.lax.dynamic_update_slice(ring, value[:, None], (jnp.int32(0), column))
+
+
+def _decode(
+    cfg: settings.Decoder,
+    params: Params,
+    unstacked: list[tuple[settings.Group, Params]],
+    loop: Loop,
+    token: Int[Array, " S"],
+    column: Int[Array, ""],
+) -> tuple[Float[Array, "S D"], list[LayerCache]]:
+    """Runs the token through the model and keeps its keys and values at `column` of the ring."""
+    slots, cache = loop.slots, loop.caches[0]
+    chunks, chunk = len(cache.ring_k), cache.ring_k[0].shape[-1]
+    size, width = chunks * chunk, cache.prompt_k.shape[-1]
+    age = (column - jnp.arange(size)) % size
+    visible = jnp.concatenate(
+        [
+            jnp.arange(width)[None] < slots.prompt_length[:, None],
+            age[None] < slots.count[:, None],
+        ],
+        axis=1,
+    )
+    current, offset = column // chunk, column % chunk
+    full = jnp.where(loop.step >= size, chunks - 1, current)  # chunks to read, less one
+
+    def attend_with(cache: LayerCache) -> decoder.Attend:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
+            ring_k = tuple(
+                _write_chunk(ring, k[..., None], current == i, offset, dim=3)
+                for i, ring in enumerate(cache.ring_k)
+            )
+            ring_v = tuple(
+                _write_chunk(ring, v[:, :, None], current == i, offset, dim=2)
+                for i, ring in enumerate(cache.ring_v)
+            )
+            new = cache.replace(ring_k=ring_k, ring_v=ring_v)
+
+            def read(count: int, q: jax.Array, cache: LayerCache) -> jax.Array:
+                return decode_attention(
+                    q,
+                    [cache.prompt_k, *cache.ring_k[:count]],
+                    [cache.prompt_v, *cache.ring_v[:count]],
+                    visible[:, : width + count * chunk],
+                )
+
+            branches = [lambda q, cache, n=n: read(n + 1, q, cache) for n in range(chunks)]
+            return jax.lax.switch(full, branches, q, new), new
+
+        return attend
+
+    attends = [attend_with(cache) for cache in loop.caches]
+    position = slots.prompt_length + slots.count - 1
+    return decoder.decode_step(cfg, params, unstacked, token, position, attends)
+
+
+def _write_chunk(
+    ring: jax.Array, value: jax.Array, here: jax.Array, offset: jax.Array, *, dim: int
+) -> jax.Array:
+    """`value` at `offset` along `dim` if `here`. Otherwise what is there is written again: a
+    conditional write would copy the chunk."""
+    old = jax.lax.dynamic_slice_in_dim(ring, offset, 1, axis=dim)
+    return jax.lax.dynamic_update_slice_in_dim(
+        ring, jnp.where(here, value.astype(ring.dtype), old), offset, axis=dim
+    )

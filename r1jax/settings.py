@@ -1,0 +1,255 @@
+"""Every setting of a run, as frozen records. Nothing is imported here but the standard library.
+
+A config file is a function that returns a `Run` (see `r1jax.config`). Settings are plain values
+and functions; no array and no part of JAX is needed to build, check or print them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
+
+# --------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Grouped-query attention with rotary positions (Llama, Qwen2, Qwen3)."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    bias: bool = False  # on q, k and v, as in Qwen2
+    qk_norm: bool = False  # RMS norm of each head's q and k, as in Qwen3
+
+    def __post_init__(self) -> None:
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, "
+                f"got {self.num_heads} and {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even (rotary pairs), got {self.head_dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlp:
+    """Gated SiLU feed-forward of width `dim`."""
+
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """`count` equal layers in a row; their weights are stacked and scanned over."""
+
+    count: int
+    mixer: Attention
+    mlp: Mlp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """A decoder-only transformer: groups of equal layers between an embedding and a head."""
+
+    vocab_size: int
+    dim: int
+    groups: tuple[Group, ...]
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tied: bool = True  # the head is the embedding, transposed
+    remat: Literal["none", "layer"] = "none"  # recompute a layer's activations in backward
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; weights are float32
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("a decoder needs at least one group of layers")
+
+
+def dense(
+    *,
+    vocab_size: int,
+    dim: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    mlp_dim: int,
+    head_dim: int | None = None,
+    bias: bool = False,
+    qk_norm: bool = False,
+    **rest: Any,
+) -> Decoder:
+    """A decoder of equal layers: Qwen2 with `bias`, Qwen3 with `qk_norm`, Llama with neither."""
+    mixer = Attention(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=dim // num_heads if head_dim is None else head_dim,
+        bias=bias,
+        qk_norm=qk_norm,
+    )
+    group = Group(count=num_layers, mixer=mixer, mlp=Mlp(dim=mlp_dim))
+    return Decoder(vocab_size=vocab_size, dim=dim, groups=(group,), **rest)
+
+
+# --------------------------------------------------------------------------- machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices along each mesh axis. One axis may be -1: it takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    expert: int = 1
+    context: int = 1
+    stage: int = 1
+
+
+# --------------------------------------------------------------------------- data and sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Problems with a rule that scores answers to them."""
+
+    train: Callable[[], Rows]
+    test: Callable[[], Rows]
+    prompt: Callable[[Row], str]  # the text that the model continues
+    prefill: str = ""  # how the answer begins; part of the prompt, and of the text that is scored
+    accuracy: Callable[[Row, str], float | None]  # 1.0 right, 0.0 wrong
+    observe: Callable[[Row, str], Mapping[str, float]] | None = None  # e.g. attempts; only logged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 is greedy; top_k 0 and top_p 1 leave all in."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be >= 0 (0: all tokens), got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The rollout engine's fixed sizes."""
+
+    max_prompt: int  # tokens; a longer prompt is an error, never cut
+    max_new: int  # tokens an answer may have, its end token included
+    slots: int  # answers decoded at the same time
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt", "max_new", "slots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+# --------------------------------------------------------------------------- stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When a stage's state is saved and what is kept."""
+
+    every: int = 50  # steps
+    keep: int = 2  # the newest so many, and the best one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised:
+    """Training on given text: pretraining, SFT. Rows have `prompt` and `answer` texts."""
+
+    name: str
+    source: Callable[[], Rows]
+    steps: int
+    batch_rows: int  # packed rows in one update
+    row_length: int  # tokens in a packed row
+    micro_rows: int  # packed rows that are on the device at once
+    loss: Callable[..., Any]
+    optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
+    on_prompt: bool = False  # train on the prompt's tokens too
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.batch_rows % self.micro_rows:
+            raise ValueError(
+                f"batch_rows must be a multiple of micro_rows, "
+                f"got {self.batch_rows} and {self.micro_rows}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforce:
+    """Reinforcement learning with rule rewards: rollout, score, update."""
+
+    name: str
+    task: Task
+    steps: int  # rollouts
+    prompts: int  # problems in one rollout
+    group: int  # answers to each problem
+    engine: Engine
+    reward: Callable[[Row, str], float | None]
+    advantage: Callable[..., Any]  # (rollout) -> [B, A]
+    loss: Callable[..., Any]  # (logp, batch) -> (scalar, metrics)
+    weight: Callable[..., Any]  # (mask [B, A]) -> [B, A]: how tokens are added up in the loss
+    optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
+    minibatches: int = 1  # updates for one pass over a rollout
+    epochs: int = 1  # passes over a rollout
+    row_length: int  # tokens in a packed row of the update
+    micro_rows: int  # packed rows that are on the device at once
+    reference: Literal["none", "start", "moving"] = "none"  # the frozen model of the KL term
+    reference_every: int = 400  # steps between replacements of a moving reference
+    evaluate_every: int = 25  # steps; also before the first and after the last
+    evaluate_rows: int = 256  # held-out problems
+    evaluate_sampling: Sampling = field(default_factory=Sampling)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    log_samples: int = 4  # answers of a rollout written to samples.jsonl
+
+    def __post_init__(self) -> None:
+        if self.group < 2:
+            raise ValueError(
+                f"group must be >= 2: an answer is scored against the others "
+                f"to its prompt, got {self.group}"
+            )
+        if (self.prompts * self.group) % self.minibatches:
+            raise ValueError(
+                f"prompts * group must be a multiple of minibatches, "
+                f"got {self.prompts} * {self.group} and {self.minibatches}"
+            )
+        if self.engine.max_prompt + self.engine.max_new > self.row_length:
+            raise ValueError(
+                f"row_length must hold a whole prompt and answer, got {self.row_length} < "
+                f"{self.engine.max_prompt} + {self.engine.max_new}"
+            )
+
+
+Stage = Supervised | Reinforce
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One experiment: a model, a tokenizer, and stages that train the model in order."""
+
+    name: str
+    model: Decoder
+    tokenizer: Callable[[], Any]  # -> transformers.PreTrainedTokenizerFast
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    mesh: Mesh = field(default_factory=Mesh)
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"stages need names of their own, got {names}")

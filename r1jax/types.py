@@ -1,0 +1,76 @@
+"""Records of arrays that pass between layers of the code, and the letters in their shapes.
+
+Letters, the same everywhere:
+  B rows or answers   G answers per prompt   N prompts      T tokens in a row   S cached keys
+  P prompt tokens     A answer tokens        D model width  H head size         V vocabulary
+  K key-value heads   R query heads per key-value head      F mlp width         L layers
+"""
+
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Any  # nested dict of arrays
+
+
+@struct.dataclass(kw_only=True)
+class Prompts:
+    """Token ids of N prompts, right-padded. `index` names each problem in random keys."""
+
+    tokens: Int[Array, "N P"]
+    length: Int[Array, " N"]
+    index: Int[Array, " N"]
+
+
+@struct.dataclass(kw_only=True)
+class Rollout:
+    """G answers to each of N prompts; answer i belongs to prompt i // G, and B = N * G.
+
+    Token ids are those that were sampled. An answer's last token is its end token unless it was
+    cut off. Entries past `answer_length` are 0.
+    """
+
+    prompt: Int[Array, "N P"]
+    prompt_length: Int[Array, " N"]
+    answer: Int[Array, "B A"]
+    answer_length: Int[Array, " B"]
+    finished: Bool[Array, " B"]  # ended by itself, not cut off
+    logp_rollout: Float[Array, "B A"]  # the sampler's, at sampling time
+    decode_steps: Int[Array, ""]
+    reward: Float[Array, " B"] | None = None  # nan: could not be judged
+    logp_old: Float[Array, "B A"] | None = None  # the trainer's, before the first update
+    logp_ref: Float[Array, "B A"] | None = None  # the frozen model's
+
+
+@struct.dataclass(kw_only=True)
+class Batch:
+    """Packed rows. Row r holds several sequences one after another, told apart by `segment`.
+
+    Index t of every field speaks of the token at t: `mask` is True where the policy chose that
+    token, and log-probabilities are of that token given those before it in its segment. `weight`
+    is what a token's loss counts for in the sum over the whole update, so that a loss is a plain
+    sum and does not depend on packing, micro-batches or devices; it is 0 where `mask` is False.
+    `num_tokens` is the count of `mask` over the whole update: per-token metrics divide by it.
+    """
+
+    tokens: Int[Array, "B T"]
+    position: Int[Array, "B T"]  # 0 at the start of each sequence
+    segment: Int[Array, "B T"]  # 1, 2, ... ; 0 is padding
+    mask: Bool[Array, "B T"]
+    weight: Float[Array, "B T"]
+    num_tokens: Float[Array, ""]
+    advantage: Float[Array, "B T"] | None = None
+    logp_rollout: Float[Array, "B T"] | None = None
+    logp_old: Float[Array, "B T"] | None = None
+    logp_ref: Float[Array, "B T"] | None = None
+
+
+@struct.dataclass(kw_only=True)
+class TrainState:
+    """All that an update reads and writes. `step` counts updates of this stage."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    reference: Params | None = None  # frozen weights of the KL term

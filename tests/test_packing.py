@@ -1,0 +1,332 @@
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r1jax.data import packing
+
+
+def realistic_lengths(rng, count, longest):
+    """Long-tailed, as answers are: most near 90 tokens, some cut off at the limit."""
+    return np.clip(rng.lognormal(4.5, 0.6, count).astype(int), 1, longest)
+
+
+def tokens_by_cell(where):
+    """Every (row, column) that a packing gives to a token, sequence after sequence."""
+    return [
+        (int(row), int(offset) + t)
+        for row, offset, length in zip(where.row, where.offset, where.length, strict=True)
+        for t in range(length)
+    ]
+
+
+# --------------------------------------------------------------------------- pack
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_every_token_gets_a_cell_of_its_own_inside_the_rows(count):
+    lengths = realistic_lengths(np.random.default_rng(count), count, 256)
+    where = packing.pack(lengths, 256)
+    np.testing.assert_array_equal(where.length, lengths)
+    cells = tokens_by_cell(where)
+    assert len(set(cells)) == len(cells) == lengths.sum()
+    assert all(0 <= row < where.num_rows and 0 <= column < 256 for row, column in cells)
+    assert {row for row, _ in cells} == set(range(where.num_rows))
+
+
+def test_segments_number_the_sequences_of_a_row_from_left_to_right():
+    where = packing.pack(realistic_lengths(np.random.default_rng(0), 200, 256), 256)
+    for row in range(where.num_rows):
+        inside = np.flatnonzero(where.row == row)
+        inside = inside[np.argsort(where.offset[inside])]
+        np.testing.assert_array_equal(where.segment[inside], np.arange(1, len(inside) + 1))
+        ends = np.cumsum(where.length[inside])  # no gaps
+        np.testing.assert_array_equal(where.offset[inside], ends - where.length[inside])
+
+
+def test_the_fullest_row_that_has_room_is_taken():
+    # Rows of 10. By length: 7 -> row 0, 6 -> row 1, 4 -> row 1 (full), 3 -> row 0 (full), 2 -> 2.
+    where = packing.pack([2, 7, 3, 6, 4], 10)
+    np.testing.assert_array_equal(where.row, [2, 0, 0, 1, 1])
+    np.testing.assert_array_equal(where.offset, [0, 0, 7, 0, 6])
+    assert where.num_rows == 3
+    # 8 and 7 leave 2 and 3: the 2 goes where it fits exactly.
+    np.testing.assert_array_equal(packing.pack([7, 8, 2], 10).row, [1, 0, 0])
+
+
+def test_ties_go_to_the_lower_index_and_the_lower_row():
+    where = packing.pack([3] * 7, 6)
+    np.testing.assert_array_equal(where.row, [0, 0, 1, 1, 2, 2, 3])
+    np.testing.assert_array_equal(where.offset, [0, 3, 0, 3, 0, 3, 0])
+    assert packing.pack([4, 4, 1], 5).row.tolist() == [0, 1, 0]
+
+
+def test_no_more_rows_than_best_fit_decreasing_may_take():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(1, 65, rng.integers(1, 200))
+        fewest = -(-int(lengths.sum()) // 64)
+        assert packing.pack(lengths, 64).num_rows <= 11 / 9 * max(fewest, (lengths > 32).sum()) + 4
+
+
+@pytest.mark.parametrize(("count", "row_length"), [(128, 512), (1000, 512), (1000, 2048)])
+def test_rows_of_realistic_lengths_are_over_ninety_percent_full(count, row_length):
+    lengths = realistic_lengths(np.random.default_rng(1), count, 512)
+    where = packing.pack(lengths, row_length)
+    assert lengths.sum() > 0.9 * where.num_rows * row_length
+
+
+def test_a_sequence_longer_than_a_row_is_named():
+    with pytest.raises(ValueError, match="sequence 1 has 9 tokens, a row holds 1 to 8"):
+        packing.pack([3, 9, 11], 8)
+
+
+def test_a_sequence_without_tokens_is_named_and_no_sequences_need_no_rows():
+    with pytest.raises(ValueError, match="sequence 2 has 0 tokens"):
+        packing.pack([3, 1, 0], 8)
+    assert packing.pack([], 8).num_rows == 0
+
+
+# --------------------------------------------------------------------------- rollouts
+
+
+def make_rollout(rng, *, prompts=5, group=4, longest=30, width=40) -> dict[str, Any]:
+    """Ragged arrays as an engine gives them, with rubbish in the padding."""
+    answers = prompts * group
+    return dict(
+        prompt=rng.integers(1, 100, (prompts, longest)),
+        prompt_length=rng.integers(1, longest + 1, prompts),
+        answer=rng.integers(1, 100, (answers, width)),
+        answer_length=rng.integers(0, width + 1, answers),
+        extras={
+            name: rng.normal(size=(answers, width)).astype(np.float32)
+            for name in ("weight", "advantage", "logp_rollout")
+        },
+    )
+
+
+def naive_layout(where, rollout, num_rows, prompt_of):
+    """`place_rollouts`, one token at a time."""
+    shape = (num_rows, where.row_length)
+    fields: dict[str, Any] = {
+        name: np.zeros(shape, np.int32) for name in ("tokens", "position", "segment")
+    }
+    fields["mask"] = np.zeros(shape, bool)
+    fields |= {name: np.zeros(shape, np.float32) for name in rollout["extras"]}
+    for i, n in enumerate(rollout["answer_length"]):
+        owner = prompt_of[i]
+        start = rollout["prompt_length"][owner]
+        ids = [*rollout["prompt"][owner, :start], *rollout["answer"][i, :n]]
+        for t, token in enumerate(ids):
+            cell = where.row[i], where.offset[i] + t
+            fields["tokens"][cell] = token
+            fields["position"][cell] = t
+            fields["segment"][cell] = where.segment[i]
+            if t >= start:
+                fields["mask"][cell] = True
+                for name, values in rollout["extras"].items():
+                    fields[name][cell] = values[i, t - start]
+    return fields
+
+
+@pytest.mark.parametrize("extra_rows", [None, 0, 3])
+def test_rollouts_lie_where_a_naive_loop_puts_them(extra_rows):
+    rollout = make_rollout(np.random.default_rng(2))
+    lengths = packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"])
+    where = packing.pack(lengths, 128)
+    num_rows = None if extra_rows is None else where.num_rows + extra_rows
+    fields = packing.place_rollouts(where, **rollout, num_rows=num_rows)
+    assert fields.pop("num_tokens") == rollout["answer_length"].sum()
+    expected = naive_layout(where, rollout, num_rows or where.num_rows, np.arange(20) // 4)
+    assert fields.keys() == expected.keys()
+    for name, value in expected.items():
+        assert fields[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(fields[name], value, err_msg=name)
+
+
+def test_a_minibatch_of_any_answers_is_placed_with_their_own_prompts():
+    rollout = make_rollout(np.random.default_rng(3))
+    chosen = np.random.default_rng(0).permutation(20)[:7]
+    part = rollout | {
+        "answer": rollout["answer"][chosen],
+        "answer_length": rollout["answer_length"][chosen],
+        "extras": {name: x[chosen] for name, x in rollout["extras"].items()},
+    }
+    lengths = packing.sequence_lengths(
+        part["prompt_length"], part["answer_length"], prompt_of=chosen // 4
+    )
+    where = packing.pack(lengths, 128)
+    fields = packing.place_rollouts(where, **part, prompt_of=chosen // 4)
+    for name, value in naive_layout(where, part, where.num_rows, chosen // 4).items():
+        np.testing.assert_array_equal(fields[name], value, err_msg=name)
+
+
+def test_collect_reads_back_what_was_placed():
+    rollout = make_rollout(np.random.default_rng(4))
+    lengths = packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"])
+    where = packing.pack(lengths, 96)
+    fields = packing.place_rollouts(where, **rollout, num_rows=where.num_rows + 1)
+    inside = np.arange(40)[None, :] < rollout["answer_length"][:, None]
+    for name, values in rollout["extras"].items():
+        got = packing.collect(where, fields[name], answer_length=rollout["answer_length"], width=40)
+        np.testing.assert_array_equal(got, np.where(inside, values, 0))
+
+
+def test_rollouts_that_cannot_be_placed_are_refused():
+    rollout = make_rollout(np.random.default_rng(5))
+    lengths = packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"])
+    where = packing.pack(lengths, 128)
+    with pytest.raises(ValueError, match=f"need {where.num_rows} rows, got num_rows=1"):
+        packing.place_rollouts(where, **rollout, num_rows=1)
+    with pytest.raises(ValueError, match="the packing is of other sequences: 20 "):
+        packing.place_rollouts(packing.pack(lengths + 1, 128), **rollout)
+    with pytest.raises(ValueError, match="B=19, N=5"):
+        packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"][:19])
+    empty = rollout["prompt_length"] * (np.arange(5) != 3)
+    with pytest.raises(ValueError, match="prompt 3 is empty"):
+        packing.sequence_lengths(empty, rollout["answer_length"])
+
+
+# --------------------------------------------------------------------------- given texts
+
+
+def test_texts_are_trained_on_their_answers():
+    texts = [([5, 6], [7, 8, 9]), ([1], [2])]
+    fields = packing.place_texts(packing.pack([5, 2], 8), texts, num_rows=2)
+    expected = {
+        "tokens": [[5, 6, 7, 8, 9, 1, 2, 0], [0] * 8],
+        "position": [[0, 1, 2, 3, 4, 0, 1, 0], [0] * 8],
+        "segment": [[1, 1, 1, 1, 1, 2, 2, 0], [0] * 8],
+        "mask": [[False, False, True, True, True, False, True, False], [False] * 8],
+        "weight": [[0, 0, 0.25, 0.25, 0.25, 0, 0.25, 0], [0] * 8],
+    }
+    assert fields.pop("num_tokens") == 4
+    assert fields.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(fields[name], value, err_msg=name)
+    kinds = {name: x.dtype.name for name, x in fields.items()}
+    assert kinds.pop("mask") == "bool" and kinds.pop("weight") == "float32"
+    assert set(kinds.values()) == {"int32"}
+
+
+def test_on_prompt_adds_all_tokens_but_each_first():
+    texts = [([5, 6], [7, 8, 9]), ([1], [2])]
+    fields = packing.place_texts(packing.pack([5, 2], 8), texts, on_prompt=True)
+    np.testing.assert_array_equal(fields["mask"], [[False, True, True, True, True, False, True, 0]])
+    np.testing.assert_allclose(fields["weight"].sum(), 1, rtol=1e-6)
+
+
+def test_a_first_token_is_never_trained_on_even_without_a_prompt():
+    fields = packing.place_texts(packing.pack([3], 4), [([], [7, 8, 9])])
+    np.testing.assert_array_equal(fields["mask"], [[False, True, True, False]])
+
+
+def test_texts_of_another_packing_are_refused():
+    with pytest.raises(ValueError, match="1 with 3 tokens, got 1 with 2"):
+        packing.place_texts(packing.pack([3], 4), [([1], [2])])
+
+
+# --------------------------------------------------------------------------- the stream
+
+
+def make_rows(lengths):
+    """Row i becomes a text that begins with the token i + 1."""
+    return [{"prompt": i + 1, "answer": int(n)} for i, n in enumerate(lengths)]
+
+
+def encode(rows):
+    return [([row["prompt"]], [0] * (row["answer"] - 1)) for row in rows]
+
+
+def make_stream(lengths, **settings):
+    defaults: dict[str, Any] = dict(batch_rows=16, row_length=512, seed=0)
+    return packing.packed_batches(make_rows(lengths), encode, **(defaults | settings))
+
+
+def texts_of(batch):
+    """Which rows' texts a batch has."""
+    first = (batch["segment"] > 0) & (batch["position"] == 0)
+    return (batch["tokens"][first] - 1).tolist()
+
+
+def test_batches_are_over_ninety_percent_full_and_every_text_is_seen_about_once_an_epoch():
+    stream = make_stream(realistic_lengths(np.random.default_rng(6), 3000, 512), window=700)
+    batches = [stream.batch(i) for i in range(round(5 * stream.epoch))]
+    assert all(batch["tokens"].shape == (16, 512) for batch in batches)
+    assert np.mean([(batch["segment"] > 0).mean() for batch in batches]) > 0.9
+    seen = np.bincount(np.concatenate([texts_of(batch) for batch in batches]), minlength=3000)
+    assert seen.min() >= 4 and seen.max() <= 6 and (seen == 5).mean() > 0.9
+
+
+def test_the_weights_of_each_batch_are_one_over_its_tokens():
+    stream = make_stream(realistic_lengths(np.random.default_rng(6), 100, 512), on_prompt=True)
+    for i in range(3):
+        batch = stream.batch(i)
+        assert batch["num_tokens"] == batch["mask"].sum() > 0
+        np.testing.assert_allclose(batch["weight"], batch["mask"] / batch["mask"].sum(), rtol=1e-6)
+
+
+def test_a_batch_depends_on_nothing_but_its_number_and_the_seed():
+    lengths = realistic_lengths(np.random.default_rng(7), 500, 512)
+    stream = make_stream(lengths)
+    forwards = [stream.batch(i) for i in range(20)]
+    again = make_stream(lengths)
+    for i in (19, 3, 11, 0):
+        for name, value in again.batch(i).items():
+            np.testing.assert_array_equal(value, forwards[i][name], err_msg=name)
+    other = make_stream(lengths, seed=1).batch(0)
+    assert not np.array_equal(other["tokens"], forwards[0]["tokens"])
+
+
+def test_no_text_comes_twice_within_the_first_epoch():
+    lengths = realistic_lengths(np.random.default_rng(8), 2000, 512)
+    stream = make_stream(lengths, window=300)
+    texts = [t for i in range(int(0.8 * stream.epoch)) for t in texts_of(stream.batch(i))]
+    assert len(set(texts)) == len(texts) > 1500
+
+
+def test_what_finds_no_room_is_counted():
+    # The window that sets the number of texts has short ones; then come texts twice as long.
+    lengths = np.full(64, 32)
+    order = packing.shuffled(64, seed=0)
+    for i in range(32, 64):
+        lengths[order(i)] = 64
+    stream = make_stream(lengths, batch_rows=2, row_length=256, window=32)
+    read = 64 / stream.epoch  # texts per batch
+    windows = [sum(len(texts_of(stream.batch(2 * w + i))) for i in range(2)) for w in range(2)]
+    assert stream.dropped(0) == 0 and stream.dropped(2) > 0
+    assert windows[0] == round(2 * read)
+    assert windows[1] + stream.dropped(2) == round(2 * read)
+
+
+@pytest.mark.parametrize("lengths", [[10], [10, 300, 512], [512] * 5, [257] * 40])
+def test_few_or_unwieldy_texts_still_make_batches(lengths):
+    batch = make_stream(lengths, batch_rows=4).batch(5)
+    assert batch["tokens"].shape == (4, 512)
+    # One text of 257 tokens is all that a row of 512 can hold; 3 of 4 rows are in any case used.
+    assert (batch["segment"] > 0).any(axis=1).sum() >= 3
+
+
+def test_a_text_that_does_not_fit_is_named_by_its_row():
+    with pytest.raises(ValueError, match="row 2 has 600 tokens, a packed row holds 1 to 512"):
+        make_stream([10, 20, 600, 30])
+    with pytest.raises(ValueError, match="0 rows"):
+        make_stream([])
+
+
+def test_shuffled_gives_each_number_once_an_epoch_in_a_new_order():
+    item = packing.shuffled(50, seed=3)
+    epochs = [[item(50 * e + i) for i in range(50)] for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(50))
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert item(7) == epochs[0][7]  # also after later epochs
+    with pytest.raises(ValueError, match="at least one item"):
+        packing.shuffled(0, seed=0)
+
+
+def test_packing_needs_no_jax():
+    code = "import sys, r1jax.data.packing; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
