@@ -89,8 +89,13 @@ class Store:
             "arrays": _arrays(state),
         }
         text = json.dumps(record, indent=1)
+        orbax = _orbax()
+        context = orbax.Context()
+        # Else a folder that cannot be made leaves threads that wait for it for five minutes.
+        context.asynchronous.create_directories_asynchronously = False
         try:
-            response = _orbax().save_async(self._unfinished(step) / "arrays", state)
+            with context:
+                response = orbax.save_async(self._unfinished(step) / "arrays", state)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failure(step, error) from error
         self._pending = step, self._thread.submit(self._finish, step, response, text)

@@ -61,6 +61,7 @@ class Decoder:
     norm_eps: float = 1e-6
     tied: bool = True  # the head is the embedding, transposed
     remat: Literal["none", "layer"] = "none"  # recompute a layer's activations in backward
+    scan: bool = True  # over a group's layers in training; False: unrolled, for a few small layers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; weights are float32
 
     def __post_init__(self) -> None:

@@ -104,9 +104,12 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with what `make setup` reads, and no .venv."""
+    """A folder with a Makefile and locks, without .venv; its set-up only leaves a mark."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    shutil.copytree(ROOT / "launch" / "locks", tmp_path / "launch" / "locks")
+    setup = tmp_path / "launch" / "setup.sh"
+    setup.write_text("#!/bin/sh\nmkdir .venv\n")
+    setup.chmod(0o755)
     return tmp_path
 
 
@@ -161,5 +164,5 @@ def test_tests_run_on_four_devices_under_strict_promotion():
     assert jax.device_count() == 4
     with pytest.raises(ValueError, match="rank"):
         jnp.ones(3) + jnp.ones((2, 3))
-    with pytest.raises(TypeError, match="promotion"):
+    with pytest.raises(ValueError, match="promotion"):
         jnp.ones(3) + jnp.ones(3, dtype=int)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from r1jax import metrics, report
-from r1jax.report import charts
 
 CONFIG = {
     "model.dim": "96",
@@ -144,3 +143,324 @@ def _sample(rng: random.Random, k: int, gain: float, split: str) -> dict:
         "finished": True,
         "length": 20 + 15 * len(tries),
     }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("runs") / "countdown_tiny")
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return report.build(run)
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, on one line."""
+    body = re.sub(r"<(style|title)>.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+class Balance(HTMLParser):
+    """Checks that every element is closed, and notes all elements and attributes."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+
+def stands_alone(page: str) -> None:
+    found = Balance(page)
+    assert not found.tags & {"script", "link", "img", "iframe", "object", "embed", "base"}
+    for name, value in found.attributes:
+        assert name not in {"href", "src", "srcset", "action"} and not name.startswith("on"), name
+        assert "url(" not in (value or "")
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert "nan" not in re.findall(r'(?:\sd|cx|cy|x|y|width)="([^"]*nan[^"]*)"', page)
+
+
+def figure(page: str, title: str) -> str:
+    (found,) = [f for f in re.findall(r"<figure>.*?</figure>", page, re.DOTALL) if title in f]
+    return found
+
+
+# --------------------------------------------------------------------------- the page
+
+
+def test_the_page_is_one_file_that_needs_no_network_and_no_scripts(page: str):
+    stands_alone(page)
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page and "@media print" in page
+
+
+def test_the_headline_says_from_where_to_where_with_both_intervals(run: Path, page: str):
+    tests = [row for row in metrics.read(run) if "test/accuracy" in row]
+    first, last = tests[0], tests[-1]
+    text = text_of(page)
+    ends = f"{first['test/accuracy']:.1%} to {last['test/accuracy']:.1%}"
+    assert f"Held-out accuracy went from {ends}" in text
+    for row in (first, last):
+        assert f"[{row['test/accuracy_low']:.1%}, {row['test/accuracy_high']:.1%}]" in text
+    assert "they do not overlap" in text and "on 256 problems that were never trained on" in text
+    assert f"{first['test/attempts']:.2f} → {last['test/attempts']:.2f}" in text
+
+
+CHARTS = [
+    "Accuracy",
+    "Reward",
+    "Reward by part",
+    "Answer length",
+    "Attempts",
+    "Wrong give-ups",
+    "Reflections",
+    "KL",
+    "Entropy",
+    "Log-prob gap",
+    "Throughput",
+]
+
+
+@pytest.mark.parametrize("title", CHARTS)
+def test_there_is_a_curve_of(page: str, title: str):
+    before = page[: page.index("<h2>base")]
+    assert 'class="line c' in figure(before, f"<b>{title}</b>")
+
+
+def test_there_is_a_curve_of_the_base_trainings_loss_and_of_metrics_nobody_foresaw(page: str):
+    base = page[page.index("<h2>base") :]
+    assert 'class="line c' in figure(base, "<b>Loss</b>")
+    assert 'class="line c' in figure(page, "<b>Num updates</b>")
+
+
+def test_held_out_accuracy_has_its_band_and_every_value_as_a_tooltip(run: Path, page: str):
+    chart = figure(page, "<b>Accuracy</b>")
+    assert 'class="band c1"' in chart
+    for row in metrics.read(run):
+        if "test/accuracy" in row:
+            share, low, high = (row[f"test/accuracy{end}"] for end in ("", "_low", "_high"))
+            assert f"held-out {share:.1%} [{low:.1%}, {high:.1%}]" in chart
+            assert f"<title>step {row['step']}\n" in chart
+
+
+def test_time_and_cost_add_up(tmp_path: Path, run: Path, page: str):
+    text = text_of(page[page.index("<h2>Time and cost") :])
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    (tmp_path / "machine.json").write_text('{"cores": 6}')
+    elsewhere = text_of(report.build(tmp_path))
+    # base: 80 lines of 1.9 s; rl: 4 s, 100 steps of 2.8 s and 5 evaluations of 3 s.
+    assert "base 800 2 min 32 s" in text and "rl 100 4 min 59 s" in text
+    assert "all 7 min 31 s" in text
+    assert "7 min 31 s 0.75 core-hours on 6 cores" in elsewhere  # 451 s x 6 / 3600
+
+
+def test_the_same_problems_stand_side_by_side_with_their_verdicts(run: Path, page: str):
+    samples = [s for s in metrics.read_samples(run) if s["split"] == "test"]
+    first = [s for s in samples if s["step"] == 0]
+    last = [s for s in samples if s["step"] == 100]
+    problems = re.findall(r'<div class="problem">.*?</div></div></div>', page, re.DOTALL)
+    assert len(problems) == 8
+    for before, after, shown in zip(first, last, problems, strict=False):
+        assert before["row"] == after["row"]
+        words = text_of(shown)
+        verdicts = ["✓ right" if s["accuracy"] else "✗ wrong" for s in (before, after)]
+        assert words.startswith(before["prompt"])
+        assert f"Before: {verdicts[0]} · {before['length']} tokens" in words
+        assert f"After: {verdicts[1]} · {after['length']} tokens" in words
+        assert before["answer"] in words and after["answer"] in words
+
+
+def test_the_flow_from_wrong_to_right_counts_each_problem_once(tmp_path: Path):
+    folder = answers(tmp_path, before=[0, 0, 0, 1, 1, None], after=[1, 1, 0, 1, 0, 1])
+    text = text_of(report.build(folder))
+    counts = "2 became right, 1 stayed right, 1 became wrong, 1 stayed wrong"
+    assert f"Of 5 problems logged both times, {counts}." in text
+
+
+def answers(folder: Path, *, before: list, after: list, text: str = "an answer") -> Path:
+    writer = metrics.open_writer(folder)
+    for step, verdicts in ((0, before), (7, after)):
+        writer.write("rl", step, {"test/accuracy": 0.5})
+        writer.samples(
+            "rl",
+            step,
+            [
+                {"split": "test", "row": {"n": i}, "prompt": text, "answer": text, "accuracy": x}
+                for i, x in enumerate(verdicts)
+            ],
+        )
+    return folder
+
+
+def test_what_a_model_writes_cannot_become_markup(tmp_path: Path):
+    evil = "</pre></div><script>alert(1)</script><img src=x onerror=y> &amp; \ud800 \0"
+    folder = answers(tmp_path / "<b>", before=[0], after=[1], text=evil)
+    path = report.write(folder)
+    page = path.read_text(encoding="utf-8")
+    stands_alone(page)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&amp;amp;" in page
+    assert "&lt;b&gt;" in page and "<b> ·" not in page
+
+
+def test_a_long_answer_keeps_its_ends_and_says_what_is_left_out(tmp_path: Path):
+    text = "begin " + "x" * 40_000 + " end"
+    page = report.build(answers(tmp_path, before=[0], after=[1], text=text))
+    assert len(page) < 60_000
+    shown = text_of(page)
+    assert "begin x" in shown and "x end" in shown and "[34,010 characters left out]" in shown
+
+
+def test_warnings_are_on_top_with_their_steps(tmp_path: Path):
+    writer = metrics.open_writer(tmp_path)
+    for step in range(1, 31):
+        writer.write("rl", step, {"reward": 0.5, "cut": float(step > 10)})
+    page = report.build(tmp_path)
+    text = text_of(page)
+    assert "rl, steps 15 to 30: at least 95% of the answers have been cut off" in text
+    assert text.index("cut off at the length limit") < text.index("Stage rl")
+
+
+def test_settings_and_the_command_to_run_it_again_are_there(run: Path, page: str):
+    text = text_of(page)
+    command = f"python -m r1jax.train --config {run}/config.py:config --set seed=0"
+    assert f"{command} --out {run}-again" in text
+    assert "Code at commit " + "0" * 40 in text
+    assert all(f"{path}: {value}" in text for path, value in CONFIG.items())
+
+
+# --------------------------------------------------------------------------- runs of all kinds
+
+
+def test_a_run_without_a_line_has_a_report(tmp_path: Path):
+    metrics.open_writer(tmp_path)
+    page = report.build(tmp_path)
+    stands_alone(page)
+    assert "Nothing measured yet" in page
+
+
+def test_an_unfinished_run_says_how_far_it_is(tmp_path: Path):
+    text = text_of(report.build(fake_run(tmp_path / "half", rl_steps=48)))
+    assert "Unfinished: stage rl is at step 48 of 100." in text
+
+
+def test_a_run_that_has_not_come_to_its_second_stage_says_so(tmp_path: Path):
+    folder = fake_run(tmp_path / "half", rl_steps=1)
+    metrics.rewind(folder, stages=["base", "rl"], stage="base", step=300)
+    page = report.build(folder)
+    stands_alone(page)
+    text = text_of(page)
+    assert "Unfinished: stage base is at step 300 of 800." in text
+    assert re.search(r"Loss went from 2\.\d\d to 0\.\d+", text)
+
+
+def test_a_finished_run_is_not_called_unfinished(page: str):
+    assert "Unfinished" not in page
+
+
+def test_one_evaluation_is_no_change(tmp_path: Path):
+    writer = metrics.open_writer(tmp_path)
+    ends = {"test/accuracy_low": 0.2, "test/accuracy_high": 0.3}
+    writer.write("rl", 0, {"test/accuracy": 0.25} | ends)
+    page = report.build(tmp_path)
+    stands_alone(page)
+    assert "Held-out accuracy 25.0% at step 0 95% interval [20.0%, 30.0%]" in text_of(page)
+
+
+def test_values_that_are_not_finite_or_enormous_leave_the_others_readable(tmp_path: Path):
+    writer = metrics.open_writer(tmp_path)
+    odd = {3: math.nan, 5: math.inf, 7: 1e300}
+    for step in range(1, 9):
+        writer.write("rl", step, {"kl": odd.get(step, 0.5), "gap": 0.0, "reward": math.nan})
+    page = report.build(tmp_path)
+    stands_alone(page)
+    assert 'aria-label="KL: 0.500 at the last step"' in figure(page, "<b>KL</b>")
+    assert "<b>Reward</b>" not in page
+
+
+def test_ten_thousand_steps_make_a_page_of_bounded_size(tmp_path: Path):
+    rng = random.Random(0)
+    rows = [
+        {"stage": "rl", "step": step, "reward": rng.random(), "length": rng.gauss(900, 99)}
+        for step in range(1, 10_401)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(report.build(tmp_path)) < 120_000
+
+
+def test_runs_are_compared_on_one_page(tmp_path: Path, run: Path):
+    other = fake_run(tmp_path / "group_16", seed=1, gain=0.2)
+    config = (other / "config.txt").read_text().replace("rl.group: 8", "rl.group: 16")
+    (other / "config.txt").write_text(config)
+    page = report.compare([run, other])
+    stands_alone(page)
+    text = text_of(page)
+    assert "2 runs compared" in text and "rl.group 8 16" in text and "rl.steps" not in text
+    chart = figure(page, "<b>Accuracy, held-out</b>")
+    assert chart.count('class="line c') == 2 and "countdown_tiny" in chart and "group_16" in chart
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "r1jax.report", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_writes_the_report_and_prints_its_path(run: Path, tmp_path: Path):
+    (run / "report.html").unlink(missing_ok=True)
+    done = command(str(run))
+    assert done.stdout == f"{run / 'report.html'}\n" and done.returncode == 0
+    assert (run / "report.html").read_text(encoding="utf-8") == report.build(run)
+    done = command(str(run), str(run), "--out", str(tmp_path / "both.html"))
+    assert done.stdout == f"{tmp_path / 'both.html'}\n" and "2 runs" in done.stdout + (
+        tmp_path / "both.html"
+    ).read_text(encoding="utf-8")
+
+
+def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path, run: Path):
+    (tmp_path / "no_run").mkdir()
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "metrics.jsonl").write_text("x\n")
+    cases = [
+        ([str(tmp_path / "none")], f"no such folder: {tmp_path / 'none'}"),
+        ([str(tmp_path / "no_run")], "no_run is no run folder: it has no metrics.jsonl"),
+        ([str(damaged)], "metrics.jsonl, line 1: expected a JSON object"),
+        ([str(run), "--out", str(tmp_path / "no" / "x.html")], str(tmp_path / "no" / "x.html")),
+    ]
+    for arguments, message in cases:
+        done = command(*arguments)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert message in done.stderr
+    assert [path.name for path in damaged.iterdir()] == ["metrics.jsonl"]
+
+
+def test_help_is_there():
+    done = command("--help")
+    assert done.returncode == 0 and "RUN" in done.stdout and "--out" in done.stdout

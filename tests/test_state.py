@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,14 +29,14 @@ from r1jax.types import TrainState
 
 def test_adamw_moves_weights_by_the_papers_rule():
     lr, b1, b2, eps, decay = 0.1, 0.8, 0.9, 1e-3, 0.5
-    weight, grads = np.float64([1.0, -2.0]), np.float64([[0.3, -0.4], [0.1, 0.2]])
+    weight, grads = np.array([1.0, -2.0]), np.array([[0.3, -0.4], [0.1, 0.2]])
     optimizer = adamw(2, learning_rate=lr, weight_decay=decay, b1=b1, b2=b2, eps=eps)
     params = {"w": jnp.asarray(weight, jnp.float32)}
     state = optimizer.init(params)
     mean = square = np.zeros(2)
     for t, grad in enumerate(grads, start=1):
         changes, state = optimizer.update({"w": jnp.asarray(grad, jnp.float32)}, state, params)
-        params = optax.apply_updates(params, changes)
+        params = jax.tree.map(jnp.add, params, changes)
         # Algorithm 2 of arXiv:1711.05101.
         mean, square = b1 * mean + (1 - b1) * grad, b2 * square + (1 - b2) * grad**2
         step = (mean / (1 - b1**t)) / (np.sqrt(square / (1 - b2**t)) + eps)
@@ -82,17 +83,24 @@ def test_the_optimizer_state_shows_the_learning_rate_it_used():
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for used in (0.1, 0.2, 0.3):
         _, state = update(params, state, params)
-        np.testing.assert_allclose(last_learning_rate(state), used, rtol=1e-6)
+        assert last_learning_rate(state) == pytest.approx(used)
     assert last_learning_rate(optax.sgd(0.1).init(params)) is None
 
 
 def test_updates_of_a_fresh_and_of_an_older_optimizer_state_are_one_program():
     params = {"w": jnp.ones(2)}
     optimizer = adamw(10, learning_rate=1.0)
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    traces = []
+
+    @jax.jit
+    def update(state):
+        traces.append(state)
+        return optimizer.update(params, state, params)[1]
+
+    state = optimizer.init(params)
     for _ in range(3):
-        _, state = update(params, state, params)
-    assert update._cache_size() == 1
+        state = update(state)
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(
@@ -142,17 +150,19 @@ def test_moments_lie_as_their_weights_and_counts_on_the_whole_mesh():
 def test_the_reference_outlives_the_weights():
     state = init_state({"w": jnp.ones(3)}, adamw(3, learning_rate=1.0), reference=True)
     jax.jit(lambda x: x + 1, donate_argnums=0)(state.params["w"])
+    assert state.reference is not None
     np.testing.assert_array_equal(state.reference["w"], np.ones(3))
 
 
 # --------------------------------------------------------------------------- save and restore
 
 
-def small(value: float) -> TrainState:
+def small(step: int) -> TrainState:
+    full = partial(jnp.full, dtype=jnp.float32)
     return TrainState(
-        step=jnp.int32(value),
-        params={"embed": jnp.full((40, 50), value), "groups": [{"norm": jnp.full(3, value)}]},
-        opt_state=(None, {"mu": jnp.full((40, 50), -value)}),
+        step=jnp.int32(step),
+        params={"embed": full((40, 50), step), "groups": [{"norm": full(3, step)}]},
+        opt_state=(None, {"mu": full((40, 50), -step)}),
     )
 
 
@@ -164,7 +174,7 @@ def as_bytes(x: jax.Array) -> bytes:
 def assert_same_bits(left, right):
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert (x.dtype, x.shape, x.weak_type) == (y.dtype, y.shape, y.weak_type)
+        assert (x.dtype, x.shape, x.aval.weak_type) == (y.dtype, y.shape, y.aval.weak_type)
         assert as_bytes(x) == as_bytes(y)
 
 
@@ -190,7 +200,7 @@ def test_restoring_gives_every_bit_and_all_notes_back(tmp_path):
         "bfloat16": jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16),
         "int32": bits.astype(jnp.int32),
         "uint32": bits,
-        "bool": bits > 2**31,
+        "bool": bits > jnp.uint32(2**31),
         "scalar": jnp.int32(-7),
         "key": jax.random.key(3),
         "keys": jax.random.split(jax.random.key(4, impl="rbg"), 3),
@@ -244,7 +254,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(tmp_path):
         grads = jax.tree.map(lambda w: w + jax.random.normal(key, w.shape), state.params)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return replace(state, step=state.step + 1, params=params, opt_state=opt_state)
 
     def begin() -> TrainState:
         return init_state({"w": jnp.ones((3, 5)), "norm": jnp.ones(5)}, optimizer)
@@ -284,8 +294,8 @@ def test_a_step_is_saved_once_and_a_restored_one_not_again(folder):
 
 def test_a_part_of_a_checkpoint_is_read_from_a_folder_that_a_run_writes_to(folder):
     (folder / "unfinished" / "30").mkdir(parents=True)
-    for which, step in (("last", 20), (10, 10), ("last", 20)):
-        saved = load(folder, which, {"params": small(0).params})
+    like = {"params": small(0).params}
+    for saved, step in ((load(folder, "last", like), 20), (load(folder, 10, like), 10)):
         assert saved.step == step and saved.meta == {"rows": step}
         assert_same_bits(saved.state, {"params": small(step).params})
     assert (folder / "unfinished" / "30").is_dir()
@@ -312,11 +322,11 @@ def test_another_dtype_shape_or_name_is_an_error_that_names_the_array(folder):
     with open_checkpoints(folder) as store:
         for error, change in wrong.items():
             with pytest.raises(ValueError, match=error):
-                store.restore(small(0).replace(params={**params, **change}))
+                store.restore(replace(small(0), params={**params, **change}))
             with pytest.raises(ValueError, match=error):
                 load(folder, "last", {"params": {**params, **change}})
         with pytest.raises(ValueError, match="20 has params/groups/0/norm, which is not in the"):
-            store.restore(small(0).replace(params={"embed": params["embed"]}))
+            store.restore(replace(small(0), params={"embed": params["embed"]}))
     assert numbers(folder) == [10, 20]
 
 
@@ -473,7 +483,7 @@ def test_killed_at_random_moments_a_run_goes_on_from_a_whole_checkpoint(tmp_path
         from orbax.checkpoint import v1
         from r1jax.checkpoint import open_checkpoints
 
-        def run(folder, last):
+        def run(folder, last, restored):
             like = {"a": jnp.zeros(30_000), "b": {"c": jnp.zeros((), jnp.int32)}}
             with open_checkpoints(folder) as store:
                 saved = store.restore(like)
@@ -483,19 +493,23 @@ def test_killed_at_random_moments_a_run_goes_on_from_a_whole_checkpoint(tmp_path
                     assert saved.meta == {"step": step} and state["b"]["c"] == step
                     assert (state["a"] == step).all()
                 print(step, flush=True)
+                os.write(restored, b".")
                 while step < last:
                     step += 1
                     state = jax.tree.map(lambda x: jnp.full_like(x, step), like)
                     store.save(step, state, {"step": step})
 
         rng = random.Random(0)
-        for attempt in range(9):
+        for attempt in range(7):
+            reader, writer = os.pipe()
             child = os.fork()
             if child == 0:
-                run(sys.argv[1], 10**9 if attempt < 8 else 0)
+                run(sys.argv[1], 10**9 if attempt < 6 else 0, writer)
                 os._exit(0)
-            if attempt < 8:
-                time.sleep(0.4 + 0.6 * rng.random())
+            os.close(writer)
+            if attempt < 6:
+                os.read(reader, 1)
+                time.sleep(0.6 * rng.random())
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
         sys.exit(os.waitstatus_to_exitcode(status))
@@ -508,7 +522,7 @@ def test_killed_at_random_moments_a_run_goes_on_from_a_whole_checkpoint(tmp_path
     out, err = process.communicate(timeout=60)
     steps = [int(line) for line in out.split()]
     assert process.returncode == 0 and "damaged" not in err, err
-    assert steps == sorted(steps) and steps[-1] >= 3, steps
+    assert len(steps) == 7 and steps == sorted(steps) and steps[-1] >= 1, steps
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         str(step) for step in numbers(tmp_path)
     )

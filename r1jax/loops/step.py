@@ -75,7 +75,7 @@ def make_update(
         }
         return jax.tree.map(jnp.add, total[0], grads), metrics
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    @partial(jax.jit, donate_argnums=0)
     def apply(state: TrainState, total: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
         grads, metrics = total
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)

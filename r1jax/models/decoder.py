@@ -107,7 +107,7 @@ def forward(
             return constrain(x, "batch", None, None), carry
 
         body = jax.checkpoint(one) if cfg.remat == "layer" else one
-        x, carry = jax.lax.scan(body, x, stacked)
+        x, carry = jax.lax.scan(body, x, stacked, unroll=1 if cfg.scan else group.count)
         kept.append(carry)
     x = layers.rms_norm(params["norm"], x, cfg.norm_eps)
     return x, kept if keep_kv else None

@@ -98,7 +98,7 @@ def ticks(low: float, high: float, *, count: int = 5, whole: bool = False) -> li
     gap = next(m * scale for m in (1, 2, 5, 10) if m * scale >= rough * (1 - 1e-9))
     gap = max(1.0, gap) if whole else gap
     first, last = math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9)
-    return [i * gap for i in range(first, last + 1)]
+    return [float(f"{i * gap:.12g}") for i in range(first, last + 1)]  # 0.3, not 3 * 0.1
 
 
 def tick_texts(values: Sequence[float], *, share: bool = False) -> list[str]:

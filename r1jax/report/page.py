@@ -26,7 +26,7 @@ body {
   margin: 0 auto; padding: 3rem 1.5rem 4rem; max-width: 78rem;
   background: var(--paper); color: var(--ink);
   font: 1rem/1.55 var(--sans); font-variant-numeric: tabular-nums;
-  -webkit-text-size-adjust: 100%;
+  -webkit-text-size-adjust: 100%; print-color-adjust: exact;
 }
 h1, h2 { font-family: var(--serif); font-weight: 500; line-height: 1.15; text-wrap: balance; }
 h1 { font-size: clamp(1.9rem, 5vw, 3rem); margin: .4rem 0 1rem; max-width: 22em; }
