@@ -13,7 +13,7 @@ from r1jax.algos.losses import cross_entropy, policy_loss
 from r1jax.algos.weights import token_mean
 from r1jax.data import countdown
 from r1jax.data.tokenizer import tiny
-from r1jax.rewards.countdown import accuracy, observe
+from r1jax.rewards.countdown import accuracy, answer_key, observe
 from r1jax.settings import Checkpoints, Engine, Reinforce, Run, Supervised, Task, dense
 from r1jax.state import adamw
 
@@ -32,6 +32,7 @@ def config() -> Run:
             num_kv_heads=4,
             mlp_dim=256,
             bias=True,
+            scan=False,
         ),
         tokenizer=tiny,
         stages=(base(), rl()),
@@ -47,14 +48,14 @@ def base() -> Supervised:
             400_000,
             seed=0,
             **WORLD,
-            give_up=0.75,
-            persistent=0.05,
+            give_up=0.85,
+            persistent=0.15,
             max_attempts=11,
         ),
-        steps=800,
-        batch_rows=64,
+        steps=1200,
+        batch_rows=32,
         row_length=144,
-        micro_rows=32,
+        micro_rows=8,
         loss=cross_entropy,
         optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
         on_prompt=False,
@@ -72,8 +73,9 @@ def rl() -> Reinforce:
             prompt=countdown.short_prompt,
             accuracy=accuracy,
             observe=observe,
+            vote=answer_key,
         ),
-        steps=120,
+        steps=100,
         prompts=32,
         group=8,
         engine=Engine(max_prompt=8, max_new=136, slots=64),
@@ -81,9 +83,9 @@ def rl() -> Reinforce:
         advantage=grpo,
         loss=partial(policy_loss, clip_low=0.2, clip_high=0.28),
         weight=token_mean,
-        optimizer=partial(adamw, learning_rate=3e-4, warmup=5),
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
         row_length=144,
-        micro_rows=32,
+        micro_rows=8,
         evaluate_every=20,
         evaluate_rows=512,
         checkpoints=Checkpoints(every=20),

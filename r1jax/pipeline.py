@@ -32,7 +32,7 @@ def run(
             f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {cfg.model.vocab_size}"
         )
     mesh = sharding.make_mesh(cfg.mesh)
-    with jax.set_mesh(mesh):
+    with jax.disable_jit(not cfg.jit), jax.set_mesh(mesh):
         context = Context(
             run=cfg,
             folder=folder,

@@ -4,7 +4,7 @@ A config file is a function that returns a `Run` (see `r1jax.config`). Settings 
 and functions; no array and no part of JAX is needed to build, check or print them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -122,6 +122,7 @@ class Task:
     prefill: str = ""  # how the answer begins; part of the prompt, and of the text that is scored
     accuracy: Callable[[Row, str], float | None]  # 1.0 right, 0.0 wrong
     observe: Callable[[Row, str], Mapping[str, float]] | None = None  # e.g. attempts; only logged
+    vote: Callable[[Row, str], Hashable | None] | None = None  # what maj@k counts; None: abstains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +250,7 @@ class Run:
     stages: tuple[Stage, ...]
     seed: int = 0
     mesh: Mesh = field(default_factory=Mesh)
+    jit: bool = True  # False: run operation by operation, to print arrays while debugging
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

@@ -4,11 +4,10 @@ The same command again goes on where the run stopped.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from r1jax import config
+from r1jax import config, host
 
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -40,7 +39,7 @@ def main() -> int:
 
 def train(spec: str, overrides: list[str], folder: Path, text: list[str]) -> int:
     """Imports JAX and runs the stages; a report is written at the end, stopped or not."""
-    os.environ.setdefault("JAX_PLATFORMS", "")
+    host.keep_freed_memory()
     cfg = config.load(spec, overrides)
     from r1jax import pipeline, report, state
     from r1jax.loops.run import Stopped

@@ -9,13 +9,13 @@ Letters, the same everywhere:
 from typing import Any
 
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 Params = Any  # nested dict of arrays
+Array = Any  # of JAX or of numpy: a record lies on the device or on the host
 
 
-@struct.dataclass(kw_only=True)
-class Prompts:
+class Prompts(struct.PyTreeNode, kw_only=True):
     """Token ids of N prompts, right-padded. `index` names each problem in random keys."""
 
     tokens: Int[Array, "N P"]
@@ -23,8 +23,7 @@ class Prompts:
     index: Int[Array, " N"]
 
 
-@struct.dataclass(kw_only=True)
-class Rollout:
+class Rollout(struct.PyTreeNode, kw_only=True):
     """G answers to each of N prompts; answer i belongs to prompt i // G, and B = N * G.
 
     Token ids are those that were sampled. An answer's last token is its end token unless it was
@@ -43,8 +42,7 @@ class Rollout:
     logp_ref: Float[Array, "B A"] | None = None  # the frozen model's
 
 
-@struct.dataclass(kw_only=True)
-class Batch:
+class Batch(struct.PyTreeNode, kw_only=True):
     """Packed rows. Row r holds several sequences one after another, told apart by `segment`.
 
     Index t of every field speaks of the token at t: `mask` is True where the policy chose that
@@ -66,8 +64,7 @@ class Batch:
     logp_ref: Float[Array, "B T"] | None = None
 
 
-@struct.dataclass(kw_only=True)
-class TrainState:
+class TrainState(struct.PyTreeNode, kw_only=True):
     """All that an update reads and writes. `step` counts updates of this stage."""
 
     step: Int[Array, ""]

@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -26,3 +27,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = ("algos", "kernels", "loops", "models", "rollout")
 if find_spec("beartype"):
     install_import_hook([f"r1jax.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder as training leaves it: `base` saved at step 1, `rl` at 3, random weights."""
+    from r1jax import checkpoint, config, sharding
+    from r1jax.models import decoder
+
+    spec = str(Path(__file__).with_name("small_config.py"))
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    run = config.load(spec)
+    config.save(folder, config.describe(config.check(spec)), spec)
+    mesh = sharding.make_mesh(run.mesh)
+    for stage, step in (("base", 1), ("rl", 3)):
+        params = sharding.init(decoder.leaves(run.model), jax.random.key(step), mesh)
+        with checkpoint.open_checkpoints(folder / "checkpoints" / stage) as store:
+            store.save(step, {"params": params, "more": params["embed"]}, {})
+    return folder

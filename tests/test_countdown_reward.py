@@ -8,7 +8,14 @@ from fractions import Fraction
 
 import pytest
 
-from r1jax.rewards.countdown import accuracy, last_answer, observe, observe_prose, tiny_zero
+from r1jax.rewards.countdown import (
+    accuracy,
+    answer_key,
+    last_answer,
+    observe,
+    observe_prose,
+    tiny_zero,
+)
 
 ROW = {"numbers": [7, 5, 3], "target": 9}
 
@@ -340,3 +347,47 @@ def test_rewards_import_without_jax_and_fast() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --------------------------------------------------------------------------- votes
+
+
+@pytest.mark.parametrize("expression", ["7+5-3", " 5 - 3 + 7 ", "(7 − 3) + 5 = 9", "007+5-3"])
+def test_expressions_of_one_value_vote_together(expression: str):
+    assert answer_key(ROW, put(expression)) == "value 9"
+
+
+@pytest.mark.parametrize(
+    ("expression", "key"),
+    [
+        ("7 - 5 - 3", "value -1"),
+        ("7 / 5 / 3", "value 7/15"),
+        ("9", "9"),  # does not use the numbers: no vote for the value 9
+        ("7 + 5 - 3 = 8", "7+5-3=8"),
+        ("value 9", "value9"),
+        ("", None),
+        (" \n", None),
+    ],
+)
+def test_what_has_no_value_votes_for_its_text_and_nothing_for_nothing(expression, key):
+    assert answer_key(ROW, put(expression)) == key
+
+
+def test_an_answer_without_tags_abstains():
+    assert answer_key(ROW, "7 + 5 - 3") is None
+
+
+def test_answers_with_one_key_are_all_right_or_all_wrong():
+    rng = random.Random(0)
+    verdicts: dict[str | None, set[float]] = {}
+    for _ in range(3000):
+        words = [rng.choice(["7", "5", "3", "9"]) for _ in range(3)]
+        signs = [rng.choice([" + ", " - ", "+", "*", " "]) for _ in range(2)]
+        text = put(words[0] + signs[0] + words[1] + signs[1] + words[2] + rng.choice(["", "=9"]))
+        verdicts.setdefault(answer_key(ROW, text), set()).add(accuracy(ROW, text))
+    assert all(len(found) == 1 for found in verdicts.values()) and verdicts["value 9"] == {1.0}
+
+
+def test_a_row_without_a_target_cannot_be_voted_on():
+    with pytest.raises(ValueError, match="row has no field 'target'"):
+        answer_key({"numbers": [1]}, put("1"))

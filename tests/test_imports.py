@@ -34,6 +34,7 @@ ROWS = {
     "rollout": "types sharding kernels models",
     # Loops are handed their algorithms, rewards and tasks: they know none by name.
     "loops": "types sharding kernels data.packing metrics monitors models checkpoint state rollout",
+    "restore": ABOVE,
     "evaluate": ABOVE,
     "pipeline": ABOVE,
     "report": ABOVE,

@@ -27,10 +27,9 @@ def token_logp(
     def chunk(hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
         logits = logits / temperature
-        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        total = jax.nn.logsumexp(logits, axis=-1)
-        mean = jnp.sum(jnp.exp(logits - total[..., None]) * logits, axis=-1)
-        return chosen - total, total - mean
+        every = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        chosen = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
+        return chosen, -jnp.sum(jnp.exp(every) * every, axis=-1)
 
     pieces = math.ceil(batch * length * head.shape[0] / CHUNK)
     if pieces <= 1:

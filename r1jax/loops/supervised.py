@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from r1jax import metrics, settings, sharding
 from r1jax.data.packing import packed_batches
@@ -53,7 +54,7 @@ def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
 
 
 def encode_rows(
-    tokenizer: object, rows: Sequence[settings.Row]
+    tokenizer: Any, rows: Sequence[settings.Row]
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, answer ids with the end token) of rows that hold both texts.
 

@@ -32,7 +32,7 @@ def rms_norm(scale: Float[Array, " D"], x: Float[Array, "... D"], eps: float) ->
 
 def rope_angles(
     position: Int[Array, "..."], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "... 1 H/2"], Float[Array, "... 1 H/2"]]:
+) -> tuple[Float[Array, "... 1 half"], Float[Array, "... 1 half"]]:
     """Cosine and sine of each rotary angle, float32, with a dimension for the heads.
 
     Source: RoFormer, arXiv:2104.09864.

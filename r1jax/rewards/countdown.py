@@ -48,13 +48,7 @@ def accuracy(row: Mapping[str, Any], answer: str) -> float:
     """
     numbers, target = _problem(row)
     text = last_answer(answer)
-    if text is None:
-        return 0.0
-    left, equals, right = text.translate(_PRINTED).partition("=")
-    if equals and right.strip() != str(target):
-        return 0.0
-    value = _value(left, numbers)
-    return float(value is not None and value == target)
+    return float(text is not None and _result_of(text, numbers, target) == target)
 
 
 def tiny_zero(row: Mapping[str, Any], answer: str) -> float:
@@ -92,6 +86,26 @@ def tiny_zero(row: Mapping[str, Any], answer: str) -> float:
     value = _value(text, numbers)
     near = value is not None and abs(value - target) < Fraction(1, 100_000)
     return 1.0 if near else 0.1
+
+
+def answer_key(row: Mapping[str, Any], answer: str) -> str | None:
+    """What the answer votes for in a majority vote: `value 9`, or its text if that has no value.
+
+    Expressions that `accuracy` can evaluate (they use every given number exactly once) vote
+    together if their values are equal, so `7 + 5 - 3` and `5 - 3 + 7` are one vote. Anything else
+    votes for its own text, white space removed: a majority may well agree on what is wrong. Thus
+    answers with one key are all right or all wrong. None: no `<answer>`, or an empty one.
+
+    Raises:
+      ValueError: as `accuracy`.
+    """
+    numbers, target = _problem(row)
+    text = last_answer(answer)
+    if text is None:
+        return None
+    value = _result_of(text, numbers, target)
+    # A text without white space never equals a text with a space in it.
+    return "".join(text.split()) or None if value is None else f"value {value}"
 
 
 def observe(row: Mapping[str, Any], answer: str) -> dict[str, float]:
@@ -170,6 +184,14 @@ def _problem(row: Mapping[str, Any]) -> tuple[list[int], int]:
 
 
 # --------------------------------------------------------------------------- expressions
+
+
+def _result_of(text: str, numbers: Sequence[int], target: int) -> Fraction | None:
+    """The value of what stands in the answer tags; None if `accuracy` cannot read it."""
+    left, equals, right = text.translate(_PRINTED).partition("=")
+    if equals and right.strip() != str(target):
+        return None
+    return _value(left, numbers)
 
 
 def _value(text: str, numbers: Sequence[int]) -> Fraction | None:

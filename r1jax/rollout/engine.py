@@ -31,8 +31,7 @@ CHUNKS = 8  # pieces that a ring is cut into, at the most
 Generate = Callable[[Params, Prompts, jax.Array], Rollout]
 
 
-@struct.dataclass(kw_only=True)
-class LayerCache:
+class LayerCache(struct.PyTreeNode, kw_only=True):
     """One layer's keys (position last) and values (head last) for each of S slots."""
 
     prompt_k: Float[Array, "S K H P"]
@@ -41,8 +40,7 @@ class LayerCache:
     ring_v: tuple[Float[Array, "S K W H"], ...]
 
 
-@struct.dataclass(kw_only=True)
-class Slots:
+class Slots(struct.PyTreeNode, kw_only=True):
     """What each slot is doing. `item` is its answer's number in the queue; -1: none."""
 
     item: Int[Array, " S"]
@@ -54,8 +52,7 @@ class Slots:
     logp: Float[Array, "S C"]
 
 
-@struct.dataclass(kw_only=True)
-class Loop:
+class Loop(struct.PyTreeNode, kw_only=True):
     """All that the token loop carries."""
 
     step: Int[Array, ""]

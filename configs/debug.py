@@ -1,0 +1,93 @@
+"""The whole of a run in seconds, to see that everything works: nothing is learned.
+
+    python -m r1jax.train --config configs/debug.py
+
+Variant `no_jit`: nothing is compiled, so arrays can be printed anywhere.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from r1jax.algos.advantages import grpo
+from r1jax.algos.kl import k3
+from r1jax.algos.losses import cross_entropy, policy_loss
+from r1jax.algos.weights import sequence_mean
+from r1jax.data import countdown
+from r1jax.data.tokenizer import tiny
+from r1jax.rewards.countdown import accuracy, answer_key, observe
+from r1jax.rewards.format import think_answer
+from r1jax.rewards.weighted import weighted
+from r1jax.settings import Checkpoints, Engine, Reinforce, Run, Supervised, Task, dense
+from r1jax.state import adamw
+
+WORLD = {"counts": (3,), "low": 1, "high": 9, "operators": "+-"}
+
+
+def config() -> Run:
+    """Both stages, with every part of an RL step in use."""
+    return Run(
+        name="debug",
+        model=dense(
+            vocab_size=128,
+            dim=32,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_dim=64,
+            scan=False,
+        ),
+        tokenizer=tiny,
+        stages=(
+            Supervised(
+                name="base",
+                source=partial(countdown.attempts_rows, 2000, seed=0, max_attempts=3, **WORLD),
+                steps=6,
+                batch_rows=8,
+                row_length=64,
+                micro_rows=4,
+                loss=cross_entropy,
+                optimizer=partial(adamw, learning_rate=1e-2),
+                checkpoints=Checkpoints(every=2),
+                log_every=2,
+            ),
+            Reinforce(
+                name="rl",
+                task=Task(
+                    train=partial(countdown.rows, "train", num=1000, seed=1, **WORLD),
+                    test=partial(countdown.rows, "test", num=16, seed=2, **WORLD),
+                    prompt=countdown.short_prompt,
+                    accuracy=accuracy,
+                    observe=observe,
+                    vote=answer_key,
+                ),
+                steps=6,
+                prompts=4,
+                group=4,
+                engine=Engine(max_prompt=8, max_new=32, slots=8),
+                reward=weighted(accuracy=(1.0, accuracy), format=(0.1, think_answer)),
+                advantage=grpo,
+                loss=partial(policy_loss, kl=k3, kl_weight=0.001),
+                weight=sequence_mean,
+                optimizer=partial(adamw, learning_rate=1e-3),
+                minibatches=2,
+                epochs=2,
+                row_length=64,
+                micro_rows=4,
+                reference="moving",
+                reference_every=3,
+                evaluate_every=3,
+                evaluate_rows=16,
+                checkpoints=Checkpoints(every=2),
+            ),
+        ),
+    )
+
+
+def no_jit() -> Run:
+    """Fewer and shorter steps, uncompiled."""
+    run = config()
+    base, rl = run.stages
+    assert isinstance(base, Supervised)
+    assert isinstance(rl, Reinforce)
+    rl = replace(rl, steps=1, epochs=1, engine=replace(rl.engine, max_new=8), evaluate_rows=4)
+    return replace(run, name="debug_no_jit", jit=False, stages=(replace(base, steps=2), rl))

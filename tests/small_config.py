@@ -1,0 +1,68 @@
+"""A run that a test can make in seconds. Random weights are right about half of the time."""
+
+from functools import partial
+
+from r1jax.algos.advantages import grpo
+from r1jax.algos.losses import cross_entropy, policy_loss
+from r1jax.algos.weights import token_mean
+from r1jax.data import countdown
+from r1jax.data.tokenizer import tiny
+from r1jax.settings import Engine, Reinforce, Run, Supervised, Task, dense
+from r1jax.state import adamw
+
+WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
+
+
+def even(row, answer):
+    return float(len(answer.split()) % 2 == 0)
+
+
+def last_word(row, answer):
+    return answer.split()[-1] if answer.split() else None
+
+
+def observe(row, answer):
+    return {"words": float(len(answer.split()))}
+
+
+def config() -> Run:
+    return Run(
+        name="small",
+        model=dense(vocab_size=128, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, mlp_dim=16),
+        tokenizer=tiny,
+        stages=(
+            Supervised(
+                name="base",
+                source=partial(countdown.attempts_rows, 50, seed=0, **WORLD),
+                steps=1,
+                batch_rows=4,
+                row_length=24,
+                micro_rows=4,
+                loss=cross_entropy,
+                optimizer=partial(adamw, learning_rate=1e-3),
+            ),
+            Reinforce(
+                name="rl",
+                task=Task(
+                    train=partial(countdown.rows, "train", num=50, seed=1, **WORLD),
+                    test=partial(countdown.rows, "test", num=9, seed=2, **WORLD),
+                    prompt=countdown.short_prompt,
+                    accuracy=even,
+                    observe=observe,
+                    vote=last_word,
+                ),
+                steps=1,
+                prompts=4,
+                group=2,
+                engine=Engine(max_prompt=8, max_new=12, slots=2),
+                reward=even,
+                advantage=grpo,
+                loss=partial(policy_loss, clip_low=0.2, clip_high=0.2),
+                weight=token_mean,
+                optimizer=partial(adamw, learning_rate=1e-3),
+                row_length=24,
+                micro_rows=4,
+                evaluate_rows=8,
+            ),
+        ),
+    )

@@ -1,0 +1,216 @@
+"""The decoder against a transcription of the published equations in numpy, and its invariances."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import sharding
+from r1jax.kernels.attention import decode_attention, packed_attention
+from r1jax.kernels.logprob import token_logp
+from r1jax.models import decoder
+from r1jax.settings import Decoder, dense
+
+SMALL = {
+    "vocab_size": 64,
+    "dim": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "mlp_dim": 48,
+}
+FAMILIES = {
+    "llama": dense(**SMALL, tied=False),
+    "qwen2": dense(**SMALL, bias=True),
+    "qwen3": dense(**SMALL, qk_norm=True, head_dim=16, rope_theta=1e6),
+}
+
+
+def weights(cfg: Decoder, seed: int = 0) -> dict:
+    """Random weights; biases and norms too, which start as 0 and 1."""
+    params = sharding.init(decoder.leaves(cfg), jax.random.key(seed))
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [w + 0.1 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, noisy)
+
+
+def numpy_logits(cfg: Decoder, params: dict, tokens: np.ndarray) -> np.ndarray:
+    """One sequence, one head and one position at a time, in float64."""
+    params = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+
+    def norm(scale: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return scale * x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps)
+
+    def rope(x: np.ndarray, position: int) -> np.ndarray:
+        half = len(x) // 2
+        out = np.empty_like(x)
+        for i in range(half):
+            angle = position * cfg.rope_theta ** (-2 * i / len(x))
+            out[i] = x[i] * np.cos(angle) - x[i + half] * np.sin(angle)
+            out[i + half] = x[i + half] * np.cos(angle) + x[i] * np.sin(angle)
+        return out
+
+    x = params["embed"][tokens]
+    group = cfg.groups[0]
+    attention = group.mixer
+    per_kv = attention.num_heads // attention.num_kv_heads
+    for i in range(group.count):
+        p = jax.tree.map(lambda w, i=i: w[i], params["groups"][0])
+        h = norm(p["mixer_norm"], x)
+        qkv = np.einsum("td,dkrh->tkrh", h, p["mixer"]["qkv"])
+        if attention.bias:
+            qkv = qkv + p["mixer"]["bias"]
+        mixed = np.zeros_like(x)
+        for kv in range(attention.num_kv_heads):
+            key = qkv[:, kv, per_kv]
+            if attention.qk_norm:
+                key = norm(p["mixer"]["k_norm"], key)
+            key = np.stack([rope(k, t) for t, k in enumerate(key)])
+            for r in range(per_kv):
+                query = qkv[:, kv, r]
+                if attention.qk_norm:
+                    query = norm(p["mixer"]["q_norm"], query)
+                for t in range(len(tokens)):
+                    score = key[: t + 1] @ rope(query[t], t) / np.sqrt(attention.head_dim)
+                    weight = np.exp(score - score.max())
+                    value = weight / weight.sum() @ qkv[: t + 1, kv, per_kv + 1]
+                    mixed[t] += value @ p["mixer"]["out"][kv, r]
+        x = x + mixed
+        h = norm(p["mlp_norm"], x)
+        gate, up = h @ p["mlp"]["gate_up"][:, 0], h @ p["mlp"]["gate_up"][:, 1]
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ p["mlp"]["down"]
+    head = params["embed"] if cfg.tied else params["head"]
+    return norm(params["norm"], x) @ head.T
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_published_equations(family: str) -> None:
+    cfg = FAMILIES[family]
+    params = weights(cfg)
+    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 9))
+    ours = decoder.logits(cfg, params, jnp.asarray(tokens, jnp.int32))
+    for row, expected in zip(np.asarray(ours), tokens, strict=True):
+        np.testing.assert_allclose(row, numpy_logits(cfg, params, expected), atol=2e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(side: str) -> None:
+    cfg = FAMILIES["qwen2"]
+    params = weights(cfg)
+    tokens = jax.random.randint(jax.random.key(2), (1, 7), 0, 64)
+    pad = ((0, 0), (5, 0)) if side == "left" else ((0, 0), (0, 5))
+    padded = decoder.logits(
+        cfg, params, jnp.pad(tokens, pad, constant_values=9), jnp.pad(jnp.ones_like(tokens), pad)
+    )
+    real = padded[:, 5:] if side == "left" else padded[:, :7]
+    np.testing.assert_allclose(real, decoder.logits(cfg, params, tokens), atol=1e-5)
+
+
+def test_packed_sequences_do_not_see_each_other() -> None:
+    cfg = FAMILIES["qwen3"]
+    params = weights(cfg)
+    first = jax.random.randint(jax.random.key(2), (1, 150), 0, 64)
+    second = jax.random.randint(jax.random.key(3), (1, 30), 0, 64)
+    lengths = jnp.asarray([150, 30])
+    hidden, _ = decoder.forward(
+        cfg,
+        params,
+        jnp.concatenate([first, second], axis=1),
+        jnp.concatenate([jnp.arange(n) for n in lengths])[None],
+        jnp.repeat(jnp.asarray([1, 2]), lengths, total_repeat_length=180)[None],
+    )
+    for tokens, packed in ((first, hidden[:, :150]), (second, hidden[:, 150:])):
+        ones = jnp.ones_like(tokens)
+        alone, _ = decoder.forward(cfg, params, tokens, jnp.arange(tokens.shape[1])[None], ones)
+        np.testing.assert_allclose(packed, alone, atol=1e-5)
+
+
+def test_no_logit_depends_on_a_later_token() -> None:
+    cfg = FAMILIES["llama"]
+    params = weights(cfg)
+    position = jnp.arange(8)[None]
+
+    def hidden_at(embedded: jax.Array, t: int) -> jax.Array:
+        tokens = jnp.arange(8)[None]
+        table = params["embed"].at[:8].set(embedded)
+        out, _ = decoder.forward(
+            cfg, {**params, "embed": table}, tokens, position, jnp.ones_like(tokens)
+        )
+        return jnp.sum(out[0, t] * jnp.arange(1.0, 33.0))
+
+    for t in (0, 3, 7):
+        grad = np.asarray(jax.grad(hidden_at)(params["embed"][:8], t))
+        assert (grad[t + 1 :] == 0).all()
+        assert (np.abs(grad[: t + 1]).max(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("change", [{"scan": False}, {"remat": "layer"}])
+def test_unrolling_and_recomputing_change_neither_values_nor_gradients(change: dict) -> None:
+    cfg = FAMILIES["qwen2"]
+    params = weights(cfg)
+    tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, 64)
+
+    def total(params: dict, cfg: Decoder) -> jax.Array:
+        return jnp.sum(jnp.sin(decoder.logits(cfg, params, tokens)))
+
+    expected = jax.grad(total)(params, cfg)
+    found = jax.grad(total)(params, replace(cfg, **change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
+
+
+@pytest.mark.parametrize("length", [5, 128, 300])
+def test_blocked_attention_is_attention(length: int) -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (2, length, 2, 3, 8))
+    k, v = (jax.random.normal(key, (2, length, 2, 8)) for key in keys[1:])
+    segment = jnp.asarray([[1 + (t >= length // 3) for t in range(length)], [1] * length])
+    found = packed_attention(q, k, v, segment)
+    q, k, v, segment = (np.asarray(x, np.float64) for x in (q, k, v, segment))
+    score = np.einsum("btkrh,bskh->bkrts", q, k) / np.sqrt(8)
+    index = np.arange(length)
+    see = (segment[:, :, None] == segment[:, None]) & (index[:, None] >= index[None])
+    weight = np.exp(score - score.max(-1, keepdims=True)) * see[:, None, None]
+    weight /= weight.sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, np.einsum("bkrts,bskh->btkrh", weight, v), atol=1e-5)
+
+
+def test_decode_attention_over_pieces_is_attention_over_all_visible_keys() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (2, 2, 3, 8))
+    k = jax.random.normal(keys[1], (2, 2, 8, 11))
+    v = jax.random.normal(keys[2], (2, 2, 11, 8))
+    visible = jnp.arange(11)[None] % jnp.asarray([[2], [3]]) == 0
+    found = decode_attention(q, [k[..., :4], k[..., 4:]], [v[:, :, :4], v[:, :, 4:]], visible)
+    for b in range(2):
+        see = np.flatnonzero(visible[b])
+        score = np.einsum("krh,khs->krs", q[b], k[b][..., see]) / np.sqrt(8)
+        weight = np.exp(score) / np.exp(score).sum(-1, keepdims=True)
+        expected = np.einsum("krs,ksh->krh", weight, v[b][:, see])
+        np.testing.assert_allclose(found[b], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2**24, 2 * 64 * 5])
+def test_chunks_of_log_probabilities_are_those_of_the_whole(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1jax.kernels.logprob.CHUNK", chunk)
+    hidden = 0.5 * jax.random.normal(jax.random.key(0), (2, 13, 16))
+    head = jax.random.normal(jax.random.key(1), (64, 16))
+    tokens = jax.random.randint(jax.random.key(2), (2, 13), 0, 64)
+    logp, entropy = token_logp(hidden, head, tokens, temperature=0.7)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T / 0.7
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    chosen = np.take_along_axis(p, np.asarray(tokens)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(logp, np.log(chosen), atol=2e-5)
+    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1), atol=2e-5)
+
+    def total(head: jax.Array) -> jax.Array:
+        return jnp.sum(token_logp(hidden, head, tokens)[0])
+
+    grad = jax.grad(total)(head)
+    q = np.exp(logits * 0.7) / np.exp(logits * 0.7).sum(-1, keepdims=True)
+    expected = np.einsum("btv,btd->vd", np.eye(64)[np.asarray(tokens)] - q, np.asarray(hidden))
+    np.testing.assert_allclose(grad, expected, atol=1e-4)

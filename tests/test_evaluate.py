@@ -1,0 +1,277 @@
+"""r1jax.evaluate: the estimators against their definitions, the command against the run itself."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations
+from math import comb
+from pathlib import Path
+
+import jax
+import pytest
+
+from r1jax import config, evaluate, metrics, sharding
+from r1jax.evaluate import Estimate, Judged, majority_at_k, measure, pass_at_k
+from r1jax.loops import rl
+from r1jax.loops.run import Context
+from r1jax.models import decoder
+from r1jax.settings import Reinforce
+
+ROOT = Path(__file__).parents[1]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --------------------------------------------------------------------------- estimators
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_pass_at_k_is_the_share_of_sets_of_k_answers_that_hold_a_right_one(n: int):
+    for c in range(n + 1):
+        for k in range(1, n + 1):
+            sets = list(combinations([True] * c + [False] * (n - c), k))
+            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, sets)) / len(sets), abs=1e-15)
+
+
+def test_pass_at_k_takes_counts_whose_binomials_no_float_can_hold():
+    assert pass_at_k(10_000, 1, 100) == pytest.approx(100 / 10_000)  # the one is among the k
+    assert pass_at_k(10_000, 0, 100) == 0 and pass_at_k(10_000, 9_950, 100) == 1
+
+
+def elected(votes: list[str | None], right: list[float], k: int) -> Fraction:
+    """maj@k by its definition: every set of k, every winner, every one of its voters."""
+    total = Fraction(0)
+    for chosen in combinations(range(len(votes)), k):
+        counts = Counter(votes[i] for i in chosen if votes[i] is not None)
+        winners = [vote for vote, count in counts.items() if count == max(counts.values())]
+        for winner in winners:
+            voters = [i for i in chosen if votes[i] == winner]
+            total += Fraction(int(sum(right[i] for i in voters)), len(voters) * len(winners))
+    return total / comb(len(votes), k)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_majority_at_k_is_the_mean_over_all_sets_winners_and_voters(seed: int):
+    rng = random.Random(seed)
+    n = rng.randint(1, 8)
+    votes = [rng.choice(["a", "a", "b", "b", "c", "d", None]) for _ in range(n)]
+    right = [float(vote == "a" or rng.random() < 0.2) for vote in votes]
+    for k in range(1, n + 1):
+        assert majority_at_k(votes, right, k) == pytest.approx(elected(votes, right, k), abs=1e-15)
+
+
+def test_majority_at_k_in_a_case_worked_by_hand():
+    # Of the three pairs one holds the right vote twice and two are ties, half of which it wins.
+    assert majority_at_k(["a", "a", "b"], [1, 1, 0], 2) == pytest.approx(1 / 3 + 2 / 3 / 2)
+    assert majority_at_k(["a", "b", "b"], [1, 0, 0], 3) == 0
+    assert majority_at_k([None, None, "a"], [0, 0, 1], 3) == 1  # who abstains does not count
+    assert majority_at_k([None, None], [0, 0], 2) == 0
+
+
+def test_majority_at_k_of_many_different_votes_takes_no_time():
+    votes = [str(i % 60) for i in range(128)]
+    right = [float(vote == "0") for vote in votes]
+    # Eight votes were given three times, "0" among them, the others twice.
+    assert 1 / 60 < majority_at_k(votes, right, 64) < 1 / 8
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_estimates_for_more_answers_than_there_are_are_refused(k: int):
+    with pytest.raises(ValueError, match=f"n=3, c=1, k={k}"):
+        pass_at_k(3, 1, k)
+    with pytest.raises(ValueError, match=f"3 votes, 3 verdicts, k={k}"):
+        majority_at_k(["a", "b", "c"], [1, 0, 0], k)
+
+
+def judged(accuracy: float | None, vote: str | None = None) -> Judged:
+    return Judged(answer="", length=1, finished=True, accuracy=accuracy, vote=vote, observed={})
+
+
+def test_measures_are_means_over_problems_with_an_interval_over_problems():
+    problems = [[judged(1.0, "a"), judged(0.0, "b")], [judged(0.0, "c"), judged(0.0, "c")]]
+    found = measure(problems, [1, 2])
+    low, high = metrics.bootstrap_interval([0.5, 0.0])
+    assert found == {
+        "pass@1": Estimate(0.25, low, high, 2),
+        "pass@2": Estimate(0.5, 0.0, 1.0, 2),
+        "maj@2": Estimate(0.25, low, high, 2),
+    }
+
+
+def test_without_votes_there_is_no_majority_to_measure():
+    assert list(measure([[judged(1.0), judged(0.0)]], [1, 2])) == ["pass@1", "pass@2"]
+
+
+def test_answers_that_could_not_be_judged_are_left_out():
+    found = measure([[judged(None), judged(1.0)], [judged(0.0), judged(0.0)]], [1, 2])
+    assert found["pass@1"][0] == 0.5
+    assert found["pass@2"] == Estimate(0.0, 0.0, 0.0, 1)
+    assert measure([[judged(None)]], [1]) == {}
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def test_the_table_and_the_summary_say_what_the_kept_answers_show(small_run, tmp_path, capsys):
+    out = tmp_path / "new" / "all.jsonl"
+    evaluate.main(
+        [str(small_run), "--samples", "4", "--k", "1,2,4", "--rows", "9", "--out", str(out)]
+    )
+    kept, summary = lines(out), json.loads(out.with_suffix(".json").read_text())
+    assert [(each["problem"], each["sample"]) for each in kept] == [
+        (i, j) for i in range(9) for j in range(4)
+    ]
+    for each in kept:
+        words = each["answer"].split()
+        assert each["accuracy"] == float(len(words) % 2 == 0)
+        assert each["vote"] == (words[-1] if words else None)
+        assert each["finished"] or each["length"] == 12
+        numbers = " ".join(map(str, each["row"]["numbers"]))
+        assert each["prompt"] == f"make {each['row']['target']} from {numbers}"
+    right = [sum(each["accuracy"] for each in kept[i : i + 4]) for i in range(0, 36, 4)]
+    assert 0 < sum(right) < 36  # or the test could not fail
+    printed = capsys.readouterr()
+    for name, values in {
+        "pass@1": [c / 4 for c in right],
+        "pass@4": [float(c > 0) for c in right],
+    }.items():
+        low, high = metrics.bootstrap_interval(values)
+        mean = sum(values) / 9
+        expected = {"mean": mean, "low": low, "high": high, "problems": 9}
+        assert summary[name] == pytest.approx(expected)
+        assert f"{name}      {mean:8.1%}   {low:.1%} to {high:.1%}\n" in printed.out
+    assert summary["tokens"] == sum(each["length"] for each in kept)
+    assert summary["cut"] == pytest.approx(sum(not each["finished"] for each in kept) / 36)
+    assert "maj@4" in printed.out and "9 held-out problems, 4 answers each" in printed.out
+    assert "of 9 problems" in printed.err  # in two calls of the engine
+
+    # An answer does not depend on how many are asked for.
+    evaluate.main([str(small_run), "--samples", "1", "--out", str(out)])
+    first = [each["answer"] for each in kept if each["sample"] == 0]
+    assert [each["answer"] for each in lines(out)] == first[:8]
+
+
+def test_one_answer_a_problem_is_the_evaluation_that_the_run_itself_makes(small_run, tmp_path):
+    evaluate.main([str(small_run), "--samples", "1"])
+    name = "rl-3-test-8x1-t1"
+    kept = lines(small_run / "evaluations" / f"{name}.jsonl")
+    summary = json.loads((small_run / "evaluations" / f"{name}.json").read_text())
+
+    run = config.load(*config.saved(small_run))
+    stage, mesh = run.stages[1], sharding.make_mesh(run.mesh)
+    assert isinstance(stage, Reinforce)
+    context = Context(
+        run=run,
+        folder=tmp_path,
+        text=[],
+        tokenizer=run.tokenizer(),
+        mesh=mesh,
+        writer=metrics.open_writer(tmp_path),
+        stopping=lambda: False,
+    )
+    params = sharding.init(decoder.leaves(run.model), jax.random.key(3), mesh)
+
+    def score(row, answer):
+        return 0.0, {}
+
+    with jax.set_mesh(mesh):
+        own = rl.make_evaluation(stage, stage.task.test()[:8], context, score)(params, 3)
+    answers = [each["answer"] for each in metrics.read_samples(tmp_path)]
+    assert len(set(answers)) > 1 and [each["answer"] for each in kept] == answers
+    for ours, theirs in (("length", "test/length"), ("cut", "test/cut"), ("words", "test/words")):
+        assert summary[ours] == pytest.approx(own[theirs])
+    assert summary["pass@1"]["mean"] == pytest.approx(own["test/accuracy"])
+    assert summary["pass@1"]["low"] == own["test/accuracy_low"]
+
+
+def test_another_stage_has_other_weights_and_another_seed_draws_other_answers(small_run, tmp_path):
+    out, texts = tmp_path / "some.jsonl", set()
+    for flags in ([], ["--stage", "base", "--checkpoint", "1"], ["--seed", "1"], ["--seed", "0"]):
+        evaluate.main([str(small_run), "--samples", "1", "--out", str(out), *flags])
+        texts.add(out.read_text())
+    assert len(texts) == 3  # seed 0 is the run's
+
+
+def test_problems_may_come_from_a_file(small_run, tmp_path, capsys):
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"numbers": [7, 5, 3], "target": 9}\n{"numbers": [1, 2], "target": 3}\n' * 3)
+    evaluate.main([str(small_run), "--data", str(data), "--samples", "1"])
+    assert f"6 problems of {data}, 1 answer each" in capsys.readouterr().out
+    kept = lines(small_run / "evaluations" / "rl-3-mine-6x1-t1.jsonl")
+    assert [each["prompt"] for each in kept] == ["make 9 from 7 5 3", "make 3 from 1 2"] * 3
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as left:
+        evaluate.main([str(each) for each in arguments])
+    assert left.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_what_a_user_gets_wrong_is_one_line(small_run: Path, tmp_path, capsys):
+    assert "no such folder" in refused(capsys, tmp_path / "none")
+    assert "is no run folder: it has no config.json" in refused(capsys, tmp_path)
+    err = refused(capsys, small_run, "--samples", 4, "--k", "1,8")
+    assert err == "error: --k 8 needs as many answers, got --samples 4\n"
+    assert "--k 9 needs as many" in refused(capsys, small_run, "--k", 9)
+    assert "has no stage 'r'; there are: base, rl" in refused(capsys, small_run, "--stage", "r")
+    assert "no checkpoint 7 in" in refused(capsys, small_run, "--checkpoint", 7)
+    assert "no checkpoint 'best' in" in refused(capsys, small_run, "--checkpoint", "best")
+    err = refused(capsys, small_run, "--rows", 10)
+    assert err == "error: --rows 10 is more than the 9 that there are\n"
+    assert "temperature must be >= 0" in refused(capsys, small_run, "--temperature", -1)
+    greedy = refused(capsys, small_run, "--temperature", 0, "--samples", 2)
+    assert "need --samples 1 at temperature 0, got 2" in greedy
+    assert "model.dim" in refused(capsys, small_run, "--set", "model.dim=x")
+    assert "embed is float32" in refused(capsys, small_run, "--set", "model.dim=32")
+    assert "--out must be a file" in refused(capsys, small_run, "--out", tmp_path)
+    assert "no such file" in refused(capsys, small_run, "--data", tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"numbers": [1, 2]}', "row 2: row has no field 'target'; it has numbers"),
+        ('{"numbers": [1, 2, 3, 4, 5, 6], "target": 3}', "has 9 tokens, engine.max_prompt allows"),
+        ('{"numbers": [1, 200], "target": 3}', "the tokenizer has no token for ' 200'"),
+    ],
+)
+def test_a_row_that_no_prompt_can_be_made_of_is_one_line(small_run, tmp_path, capsys, row, said):
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"numbers": [1, 2], "target": 3}\n' + row)
+    assert said in refused(capsys, small_run, "--data", data, "--out", tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_a_damaged_checkpoint_and_a_run_without_one_are_one_line(small_run: Path, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    sums = copy / "checkpoints" / "rl" / "3" / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace("meta.json", "mate.json"))
+    assert "checkpoint 3 in" in (err := refused(capsys, copy)) and "is damaged" in err
+    shutil.rmtree(copy / "checkpoints")
+    assert "has no checkpoint yet" in refused(capsys, copy)
+
+
+def test_help_of_both_commands_needs_no_jax():
+    program = (
+        "import sys, runpy\n"
+        "for name in ('jax', 'numpy', 'transformers'): sys.modules[name] = None\n"
+        "sys.argv = ['', '--help']\n"
+        "for name in ('evaluate', 'generate'):\n"
+        "    try: runpy.run_module(f'r1jax.{name}', run_name='__main__')\n"
+        "    except SystemExit as left: assert not left.code\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("usage: python -m r1jax.") == 2 and "--checkpoint" in done.stdout

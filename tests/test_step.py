@@ -1,0 +1,192 @@
+"""An update is the same however it is packed, cut into micro-batches or split over devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r1jax import settings, sharding
+from r1jax.algos.kl import k3
+from r1jax.algos.losses import policy_loss
+from r1jax.algos.weights import sequence_mean
+from r1jax.loops.batches import pack_answers
+from r1jax.loops.step import make_logp, make_update
+from r1jax.models import decoder
+from r1jax.rollout.engine import make_engine
+from r1jax.state import init_state
+from r1jax.types import Prompts, Rollout
+
+CFG = settings.dense(
+    vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, mlp_dim=48, qk_norm=True
+)
+MESHES = {
+    "one device": None,
+    "data 4": settings.Mesh(data=4),
+    "fsdp 4": settings.Mesh(data=1, fsdp=4),
+    "tensor 4": settings.Mesh(data=1, tensor=4),
+    "fsdp 2, tensor 2": settings.Mesh(data=1, fsdp=2, tensor=2),
+}
+
+
+def a_rollout() -> Rollout:
+    """Eight answers of 1 to 20 tokens to four prompts, with log-probs near a policy's."""
+    rng = np.random.default_rng(0)
+    answer_length = np.asarray([3, 20, 1, 7, 12, 12, 5, 9], np.int32)
+    past = np.arange(20)[None] >= answer_length[:, None]
+    return Rollout(
+        prompt=rng.integers(2, 32, (4, 6)).astype(np.int32),
+        prompt_length=np.asarray([6, 2, 4, 5], np.int32),
+        answer=np.where(past, 0, rng.integers(1, 32, (8, 20))).astype(np.int32),
+        answer_length=answer_length,
+        finished=np.ones(8, bool),
+        logp_rollout=np.where(past, 0, rng.normal(-3.4, 0.1, (8, 20))).astype(np.float32),
+        decode_steps=np.int32(0),
+    )
+
+
+def step(
+    *, row_length: int, micro_rows: int, mesh: settings.Mesh | None = None
+) -> tuple[dict[str, np.ndarray], float]:
+    """The gradient (by plain gradient descent at rate 1) and the loss of one update."""
+    rng = np.random.default_rng(1)
+    rollout = a_rollout()
+    mask = np.arange(20)[None] < rollout.answer_length[:, None]
+    extras = {
+        "weight": sequence_mean(mask),
+        "advantage": (rng.normal(size=(8, 1)) * mask).astype(np.float32),
+        "logp_rollout": rollout.logp_rollout,
+        "logp_ref": (rollout.logp_rollout + 0.1 * mask).astype(np.float32),
+    }
+    _, batches = pack_answers(
+        rollout, np.arange(8), extras, row_length=row_length, micro_rows=micro_rows
+    )
+    optimizer = optax.sgd(1.0)
+    update = make_update(CFG, partial(policy_loss, kl=k3, kl_weight=0.1), optimizer)
+    leaves, key = decoder.leaves(CFG), jax.random.key(0)
+    if mesh is None:
+        params = sharding.init(leaves, key)
+        before = jax.tree.map(np.asarray, params)
+        state, metrics = update(init_state(params, optimizer), batches)
+    else:
+        made = sharding.make_mesh(mesh)
+        with jax.set_mesh(made):
+            params = sharding.init(leaves, key, made)
+            before = jax.tree.map(np.asarray, params)
+            placed = [sharding.put(batch, made, "batch") for batch in batches]
+            state, metrics = update(init_state(params, optimizer), placed)
+    gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
+    named = jax.tree_util.tree_leaves_with_path(gradient)
+    return {jax.tree_util.keystr(path): g for path, g in named}, float(metrics["loss"])
+
+
+@pytest.fixture(scope="module")
+def expected() -> tuple[dict[str, np.ndarray], float]:
+    """One answer to a row, all rows at once, one device."""
+    gradient, loss = step(row_length=26, micro_rows=8)
+    assert all(np.abs(g).max() > 1e-4 for g in gradient.values())
+    return gradient, loss
+
+
+@pytest.mark.parametrize(
+    ("row_length", "micro_rows"), [(26, 1), (26, 3), (64, 1), (64, 2), (200, 1)]
+)
+def test_packing_and_micro_batches_change_neither_loss_nor_gradient(
+    expected: tuple[dict[str, np.ndarray], float], row_length: int, micro_rows: int
+) -> None:
+    gradient, loss = step(row_length=row_length, micro_rows=micro_rows)
+    assert abs(loss - expected[1]) <= 1e-5
+    for name, g in gradient.items():
+        np.testing.assert_allclose(g, expected[0][name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", list(MESHES)[1:])
+def test_devices_change_neither_loss_nor_gradient(
+    expected: tuple[dict[str, np.ndarray], float], mesh: str
+) -> None:
+    gradient, loss = step(row_length=64, micro_rows=4, mesh=MESHES[mesh])
+    assert abs(loss - expected[1]) <= 1e-5
+    for name, g in gradient.items():
+        np.testing.assert_allclose(g, expected[0][name], atol=1e-5, err_msg=name)
+
+
+def test_weights_and_optimizer_are_split_by_the_rules() -> None:
+    mesh = sharding.make_mesh(settings.Mesh(data=1, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        params = sharding.init(decoder.leaves(CFG), jax.random.key(0), mesh)
+        state = init_state(params, optax.adam(1e-3))
+    adam = state.opt_state[0]
+    for tree in (params, adam.mu, adam.nu):
+        qkv = tree["groups"][0]["mixer"]["qkv"]  # [L, D, K, R + 2, H]: D by fsdp, K by tensor
+        assert qkv.addressable_shards[0].data.shape == (2, 16, 2, 3, 8)
+        assert tree["embed"].addressable_shards[0].data.shape == (16, 16)
+        assert tree["norm"].addressable_shards[0].data.shape == (32,)
+
+
+@pytest.mark.parametrize("mesh", list(MESHES)[1:])
+def test_answers_do_not_change_with_the_devices(mesh: str) -> None:
+    rng = np.random.default_rng(0)
+    prompts = Prompts(
+        tokens=rng.integers(2, 32, (4, 6)).astype(np.int32),
+        length=np.asarray([6, 2, 4, 5], np.int32),
+        index=np.arange(4, dtype=np.int32),
+    )
+    engine = settings.Engine(max_prompt=6, max_new=24, slots=4)
+    leaves, key = decoder.leaves(CFG), jax.random.key(0)
+    generate = jax.jit(make_engine(CFG, engine, group=2, stop=(1,)))
+    expected = generate(sharding.init(leaves, key), prompts, key)
+    made = sharding.make_mesh(MESHES[mesh] or settings.Mesh())
+    with jax.set_mesh(made):
+        found = generate(
+            sharding.init(leaves, key, made), sharding.put(prompts, made, "batch"), key
+        )
+    np.testing.assert_array_equal(found.answer, expected.answer)
+    np.testing.assert_allclose(found.logp_rollout, expected.logp_rollout, atol=1e-5)
+
+
+def test_the_trainers_log_probabilities_do_not_depend_on_packing() -> None:
+    params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
+    rollout = a_rollout()
+    none = {"weight": np.zeros((8, 20), np.float32)}
+    found = []
+    for row_length in (26, 100):
+        packing, batches = pack_answers(
+            rollout, np.arange(8), none, row_length=row_length, micro_rows=1
+        )
+        rows = np.concatenate([make_logp(CFG)(params, batch) for batch in batches])
+        start = packing.offset + packing.length - rollout.answer_length
+        found.append(
+            np.concatenate(
+                [
+                    rows[r, s : s + n]
+                    for r, s, n in zip(packing.row, start, rollout.answer_length, strict=True)
+                ]
+            )
+        )
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiply to the 4 devices there are, got data=3"):
+        sharding.make_mesh(settings.Mesh(data=3))
+    assert dict(sharding.make_mesh(settings.Mesh(fsdp=2)).shape)["data"] == 2
+
+
+def test_temperature_divides_the_logits() -> None:
+    params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
+    _, batches = pack_answers(
+        a_rollout(),
+        np.arange(8),
+        {"weight": np.zeros((8, 20), np.float32)},
+        row_length=26,
+        micro_rows=8,
+    )
+    batch = batches[0]
+    logits = decoder.logits(CFG, params, jnp.asarray(batch.tokens), jnp.asarray(batch.segment))
+    logp = jax.nn.log_softmax(logits[:, :-1] / 0.5)
+    expected = np.take_along_axis(np.asarray(logp), batch.tokens[:, 1:, None], -1)[..., 0]
+    found = np.asarray(make_logp(CFG, temperature=0.5)(params, batch))[:, 1:]
+    real = batch.segment[:, 1:] > 0
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
