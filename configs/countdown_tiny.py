@@ -75,7 +75,7 @@ def rl() -> Reinforce:
             observe=observe,
             vote=answer_key,
         ),
-        steps=100,
+        steps=80,
         prompts=32,
         group=8,
         engine=Engine(max_prompt=8, max_new=136, slots=64),
@@ -86,6 +86,7 @@ def rl() -> Reinforce:
         optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
         row_length=144,
         micro_rows=8,
+        reference="start",  # for the KL in the log: the loss does not use it
         evaluate_every=20,
         evaluate_rows=512,
         checkpoints=Checkpoints(every=20),

@@ -57,15 +57,15 @@ JOBS = {
         engine=Engine(max_prompt=PROMPT, max_new=128, slots=128),
         stops=False,
         row_length=PROMPT + 128,
-        micro_rows=8,
+        micro_rows=32,
         about="hidden 256, 4 layers, MLP 1024; exactly 128 new tokens",
     ),
     "tail": Job(
         model=FULL,
-        engine=Engine(max_prompt=PROMPT, max_new=512, slots=32),
+        engine=Engine(max_prompt=PROMPT, max_new=512, slots=128),
         stops=True,
         row_length=PROMPT + 512,
-        micro_rows=4,
+        micro_rows=8,
         about="the same model; answers stop by themselves, at most 512 new tokens",
     ),
     "tiny": Job(

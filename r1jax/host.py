@@ -10,8 +10,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Makes glibc's malloc keep large freed blocks for the next allocation; True if it will.
 
-    XLA's CPU client allocates the buffers of every program run anew. By default glibc takes each
-    from the kernel and gives it back, so a run first touches all its memory page by page: writing
+    XLA's CPU client allocates the buffers of every program run anew. By default glibc asks the
+    kernel for each and gives it back, so a run first touches all its memory page by page: writing
     44 MB then takes 6 times as long (BENCHMARKS.md). Memory use stays at its peak instead.
     """
     if not sys.platform.startswith("linux"):

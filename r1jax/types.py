@@ -37,6 +37,7 @@ class Rollout(struct.PyTreeNode, kw_only=True):
     finished: Bool[Array, " B"]  # ended by itself, not cut off
     logp_rollout: Float[Array, "B A"]  # the sampler's, at sampling time
     decode_steps: Int[Array, ""]
+    slot_steps: Int[Array, ""]  # slots decoded, summed over the steps
     reward: Float[Array, " B"] | None = None  # nan: could not be judged
     logp_old: Float[Array, "B A"] | None = None  # the trainer's, before the first update
     logp_ref: Float[Array, "B A"] | None = None  # the frozen model's

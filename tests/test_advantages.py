@@ -34,6 +34,7 @@ def make_rollout(rng, *, prompts=3, group=4, width=6, **fields):
         finished=jnp.ones(answers, bool),
         logp_rollout=jnp.asarray(logp[0]),
         decode_steps=jnp.asarray(width),
+        slot_steps=jnp.asarray(width),
         reward=jnp.asarray(rng.normal(size=answers).astype(np.float32)),
         logp_old=jnp.asarray(logp[1]),
         logp_ref=jnp.asarray(logp[2]),

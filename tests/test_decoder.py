@@ -80,7 +80,7 @@ def numpy_logits(cfg: Decoder, params: dict, tokens: np.ndarray) -> np.ndarray:
                     mixed[t] += value @ p["mixer"]["out"][kv, r]
         x = x + mixed
         h = norm(p["mlp_norm"], x)
-        gate, up = h @ p["mlp"]["gate_up"][:, 0], h @ p["mlp"]["gate_up"][:, 1]
+        gate, up = h @ p["mlp"]["gate"], h @ p["mlp"]["up"]
         x = x + (gate / (1 + np.exp(-gate)) * up) @ p["mlp"]["down"]
     head = params["embed"] if cfg.tied else params["head"]
     return norm(params["norm"], x) @ head.T

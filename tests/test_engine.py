@@ -15,9 +15,7 @@ from r1jax.rollout.sampling import answer_keys, keep_top, make_sampler
 from r1jax.settings import Engine, Sampling, dense
 from r1jax.types import Prompts, Rollout
 
-CFG = dense(
-    vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, bias=True
-)
+CFG = dense(vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, bias=True)
 STOP = (1,)
 ENGINE = Engine(max_prompt=6, max_new=100, slots=5)
 
@@ -44,10 +42,7 @@ def generate(
 
 
 def texts(rollout: Rollout) -> list[list[int]]:
-    return [
-        row[:n].tolist()
-        for row, n in zip(rollout.answer, rollout.answer_length, strict=True)
-    ]
+    return [row[:n].tolist() for row, n in zip(rollout.answer, rollout.answer_length, strict=True)]
 
 
 def greedy_alone(params: dict, prompt: list[int], max_new: int) -> list[int]:

@@ -17,6 +17,7 @@ ABOVE = "(all above)"
 ROWS = {
     "settings": "",
     "types": "",
+    "host": "",
     "deferred": "",
     "fields": "deferred",
     "config": "deferred fields",

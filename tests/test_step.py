@@ -44,6 +44,7 @@ def a_rollout() -> Rollout:
         finished=np.ones(8, bool),
         logp_rollout=np.where(past, 0, rng.normal(-3.4, 0.1, (8, 20))).astype(np.float32),
         decode_steps=np.int32(0),
+        slot_steps=np.int32(0),
     )
 
 

@@ -154,7 +154,7 @@ def test_a_finished_run_is_not_done_again(straight: Path, tmp_path: Path) -> Non
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
-CONFIG = '''
+CONFIG = """
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -178,7 +178,7 @@ def config() -> Run:
     run = debug.config()
     base, rl = run.stages
     return replace(run, {change})
-'''
+"""
 
 
 def with_change(folder: Path, change: str) -> Path:
@@ -231,9 +231,7 @@ def test_data_that_cannot_be_used_is_one_line(
     file = tmp_path / "rows.jsonl"
     file.write_text(rows)
     source = f"partial(jsonl, {str(file)!r}, need=('numbers', 'target'))"
-    config = with_change(
-        tmp_path, f"stages=(replace(rl, task=replace(rl.task, train={source})),)"
-    )
+    config = with_change(tmp_path, f"stages=(replace(rl, task=replace(rl.task, train={source})),)")
     refused(train(tmp_path / "run", config=config), *words)
 
 

@@ -228,13 +228,12 @@ def improve(
 def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[str, float]:
     """Means over a rollout's answers. What an answer could not be judged on is left out."""
     groups = scored.reward.reshape(-1, cfg.group)
-    slots = min(cfg.engine.slots, len(scored.answers))
     values = {
         "reward": float(np.nanmean(scored.reward)) if not np.isnan(groups).all() else 0.0,
         "unjudged": float(np.isnan(scored.reward).mean()),
         "equal_groups": float(np.mean(np.nanmax(groups, 1) == np.nanmin(groups, 1))),
         "decode_steps": float(rollout.decode_steps),
-        "slots_busy": float(rollout.answer_length.sum() / (rollout.decode_steps * slots)),
+        "slots_busy": float(rollout.answer_length.sum() / rollout.slot_steps),
         **answer_means(rollout, scored),
     }
     values |= {f"reward/{name}": value for name, value in means(scored.parts).items()}

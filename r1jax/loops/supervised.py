@@ -53,9 +53,7 @@ def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
         return state.params
 
 
-def encode_rows(
-    tokenizer: Any, rows: Sequence[settings.Row]
-) -> list[tuple[list[int], list[int]]]:
+def encode_rows(tokenizer: Any, rows: Sequence[settings.Row]) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, answer ids with the end token) of rows that hold both texts.
 
     Raises:

@@ -94,7 +94,7 @@ def gqa(
     kv, dim, head = cfg.num_kv_heads, x.shape[-1], cfg.head_dim
     per_kv = cfg.num_heads // kv
     dtype = x.dtype
-    flat = x @ params["qkv"].reshape(dim, -1).astype(dtype)
+    flat = linear(x, params["qkv"].reshape(dim, -1).astype(dtype))
     qkv = flat.reshape(*x.shape[:-1], kv, per_kv + 2, head)
     if cfg.bias:
         bias = params["bias"].astype(dtype)
@@ -108,21 +108,52 @@ def gqa(
     k = rotate(k, rope)
     out, carry = attend(q, k, v)
     out = out.reshape(*x.shape[:-1], kv * per_kv * head)
-    return out @ params["out"].reshape(-1, dim).astype(dtype), carry
+    return linear(out, params["out"].reshape(-1, dim).astype(dtype)), carry
 
 
 def mlp_leaves(cfg: settings.Mlp, dim: int) -> Params:
-    """Weights of one gated feed-forward: gate and up side by side, and down."""
+    """Weights of one gated feed-forward.
+
+    Gate and up are matmuls of their own: cutting one result in two would pad and copy its gradient.
+    """
     return {
-        "gate_up": Leaf((dim, 2, cfg.dim), ("embed", None, "mlp"), normal(dim**-0.5)),
+        "gate": Leaf((dim, cfg.dim), ("embed", "mlp"), normal(dim**-0.5)),
+        "up": Leaf((dim, cfg.dim), ("embed", "mlp"), normal(dim**-0.5)),
         "down": Leaf((cfg.dim, dim), ("mlp", "embed"), normal(cfg.dim**-0.5)),
     }
 
 
+@jax.custom_vjp
+def linear(x: Float[Array, "... D"], weight: Float[Array, "D F"]) -> Float[Array, "... F"]:
+    """x @ weight, whose gradient transposes the narrower of its two operands.
+
+    JAX's own rule always transposes the output's gradient. On a CPU that is a copy of its own,
+    into which XLA draws the arithmetic before it, one element at a time.
+    """
+    return x @ weight
+
+
+def _linear_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, Any]:
+    return x @ weight, (x, weight)
+
+
+def _linear_backward(saved: Any, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, weight = saved
+    rows, out = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    if rows.shape[1] <= out.shape[1]:
+        of_weight = rows.T @ out
+    else:
+        of_weight = (out.T @ rows).T
+    return grad @ weight.T, of_weight
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
 def mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """down(silu(gate(x)) * up(x)). Source: GLU variants, arXiv:2002.05202."""
-    both = jnp.einsum("...d,dcf->...cf", x, params["gate_up"].astype(x.dtype))
-    hidden = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
+    gate = linear(x, params["gate"].astype(x.dtype))
+    hidden = jax.nn.silu(gate) * linear(x, params["up"].astype(x.dtype))
     if x.ndim == 3:
         hidden = constrain(hidden, "batch", None, "mlp")
-    return hidden @ params["down"].astype(x.dtype)
+    return linear(hidden, params["down"].astype(x.dtype))

@@ -8,9 +8,14 @@ Cached keys and values of generated tokens lie in a ring: at step t every slot w
 t mod C, whatever its own length, so the write is one slice and no scatter; a slot sees the columns
 written since its answer began. The ring is cut into chunks, and until the first lap is over only
 the chunks that hold something are read.
+
+When the queue is empty and half of the slots have nothing left to do, the busy ones move together
+and the loop goes on with half as many, again and again: the last long answers do not pay for the
+slots of the short ones.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +32,8 @@ from r1jax.types import Params, Prompts, Rollout
 
 CHUNK = 64  # columns of the ring that are read together, at the least
 CHUNKS = 8  # pieces that a ring is cut into, at the most
+HALVINGS = 4  # of the slots while the queue drains, at the most; each is one more loop to compile
+FEW = 8  # slots that are not halved any more
 
 Generate = Callable[[Params, Prompts, jax.Array], Rollout]
 
@@ -56,6 +63,7 @@ class Loop(struct.PyTreeNode, kw_only=True):
     """All that the token loop carries."""
 
     step: Int[Array, ""]
+    slot_steps: Int[Array, ""]
     next_item: Int[Array, ""]
     slots: Slots
     caches: list[LayerCache]
@@ -114,11 +122,22 @@ def make_engine(
             loop = loop.replace(slots=slots.replace(hidden=hidden), caches=caches)
             with jax.named_scope("refill"):
                 loop = refill(loop, done, stopped, stored, first_hidden, keys, prompts, group)
-            return loop.replace(step=loop.step + 1)
+            return loop.replace(
+                step=loop.step + 1, slot_steps=loop.slot_steps + loop.slots.item.shape[0]
+            )
 
         everyone = jnp.ones(loop.slots.item.shape, bool)
         loop = refill(loop, everyone, ~everyone, stored, first_hidden, keys, prompts, group)
-        loop = jax.lax.while_loop(lambda loop: jnp.any(loop.slots.item >= 0), body, loop)
+        for halving in range(HALVINGS + 1):
+            slots = loop.slots.item.shape[0]
+            last = halving == HALVINGS or slots <= FEW
+            enough = 0 if last else slots // 2
+            loop = jax.lax.while_loop(
+                lambda loop, n=enough: jnp.sum(loop.slots.item >= 0) > n, body, loop
+            )
+            if last:
+                break
+            loop = halve(loop)
         size = prompts.tokens.shape[0] * group
         return Rollout(
             prompt=prompts.tokens,
@@ -128,6 +147,7 @@ def make_engine(
             finished=loop.finished[:size],
             logp_rollout=loop.logp[:size],
             decode_steps=loop.step,
+            slot_steps=loop.slot_steps,
         )
 
     return generate
@@ -184,6 +204,7 @@ def empty_loop(
     none = jnp.zeros((slots,), jnp.int32)
     return Loop(
         step=jnp.int32(0),
+        slot_steps=jnp.int32(0),
         next_item=jnp.int32(0),
         slots=Slots(
             item=none - 1,
@@ -259,6 +280,14 @@ def refill(
 
     loop, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), turn, (loop, pending))
     return loop
+
+
+def halve(loop: Loop) -> Loop:
+    """The loop with half of its slots: the first are those that are busy, in their order."""
+    count = loop.slots.item.shape[0] // 2
+    kept = jnp.argsort(loop.slots.item < 0, stable=True)[:count]
+    take = partial(jax.tree.map, lambda x: x[kept])
+    return loop.replace(slots=take(loop.slots), caches=take(loop.caches))
 
 
 def _write_column(ring: jax.Array, value: jax.Array, column: Int[Array, ""]) -> jax.Array:

@@ -18,7 +18,7 @@ def keep_top(logits: Float[Array, "B V"], *, top_k: int, top_p: float) -> Float[
     together. Source: The Curious Case of Neural Text Degeneration, arXiv:1904.09751.
     """
     ordered = -jnp.sort(-logits, axis=-1)
-    floor = jnp.full(logits.shape[:1] + (1,), -jnp.inf, logits.dtype)
+    floor = jnp.full((*logits.shape[:1], 1), -jnp.inf, logits.dtype)
     if top_k:
         last = min(top_k, logits.shape[-1]) - 1
         floor = jnp.maximum(floor, ordered[:, last : last + 1])
