@@ -2,7 +2,7 @@
 
     make train          or: python -m r1jax.train --config configs/countdown_tiny.py
 
-A base of 0.4M weights is pretrained on text that tries, fails and gives up too early. Then GRPO
+A base of 0.35M weights is pretrained on text that tries, fails and gives up too early. Then GRPO
 with a rule reward, and nothing else, teaches it to go on searching.
 """
 

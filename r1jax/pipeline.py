@@ -16,14 +16,12 @@ from r1jax.rewards.weighted import score
 from r1jax.types import Params
 
 
-def run(
-    cfg: settings.Run, folder: Path, *, text: Sequence[str], stopping: Callable[[], bool]
-) -> Params:
-    """The weights after the last stage. Everything on the way is in `folder`.
+def check(cfg: settings.Run) -> None:
+    """Finds what a run would stumble over late: reads every source and the first prompts.
 
     Raises:
-      ValueError: the tokenizer has no end token, or more tokens than the embedding has rows.
-      Stopped: `stopping()` became true; the state is saved.
+      ValueError: the tokenizer has no end token, or more tokens than the embedding has rows; a
+        source is empty or cannot be read; a prompt or a text is too long.
     """
     tokenizer = cfg.tokenizer()
     tokenizers.check(tokenizer)
@@ -31,6 +29,22 @@ def run(
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {cfg.model.vocab_size}"
         )
+    for stage in cfg.stages:
+        if isinstance(stage, settings.Supervised):
+            supervised.check(stage, tokenizer)
+        else:
+            rl.check(stage, tokenizer)
+
+
+def run(
+    cfg: settings.Run, folder: Path, *, text: Sequence[str], stopping: Callable[[], bool]
+) -> Params:
+    """The weights after the last stage. Everything on the way is in `folder`.
+
+    Raises:
+      Stopped: `stopping()` became true; the state is saved.
+    """
+    tokenizer = cfg.tokenizer()
     mesh = sharding.make_mesh(cfg.mesh)
     with jax.disable_jit(not cfg.jit), jax.set_mesh(mesh):
         context = Context(

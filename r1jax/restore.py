@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from r1jax import config, settings
+from r1jax import config, host, settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,7 @@ def open_run(
         raise ValueError(f"no such folder: {folder}")
     spec, made = config.saved(folder)
     run = config.load(spec, [*made, *overrides])
+    host.keep_freed_memory()
 
     from r1jax import sharding
     from r1jax.checkpoint import load

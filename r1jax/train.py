@@ -4,7 +4,10 @@ The same command again goes on where the run stopped.
 """
 
 import argparse
+import fcntl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from r1jax import config, host
@@ -32,19 +35,23 @@ def main() -> int:
         return 0
     folder = args.out or Path("runs") / checked.name
     config.same_or_fail(folder, text)
-    if not (folder / "config.txt").exists():
-        config.save(folder, text, args.config, args.overrides)
     return train(args.config, args.overrides, folder, text)
 
 
 def train(spec: str, overrides: list[str], folder: Path, text: list[str]) -> int:
-    """Imports JAX and runs the stages; a report is written at the end, stopped or not."""
+    """Imports JAX and runs the stages; a report is written at the end, stopped or not.
+
+    The folder is made after everything was checked that can be.
+    """
     host.keep_freed_memory()
     cfg = config.load(spec, overrides)
     from r1jax import pipeline, report, state
     from r1jax.loops.run import Stopped
 
-    with state.catch_sigterm() as stopping:
+    pipeline.check(cfg)
+    if not (folder / "config.txt").exists():
+        config.save(folder, text, spec, overrides)
+    with only_one(folder), state.catch_sigterm() as stopping:
         try:
             pipeline.run(cfg, folder, text=text, stopping=stopping)
             code = 0
@@ -55,6 +62,21 @@ def train(spec: str, overrides: list[str], folder: Path, text: list[str]) -> int
     if code == STOPPED:
         print("stopped and saved; the same command goes on", file=sys.stderr)
     return code
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of the folder. The lock goes with this one, however it ends.
+
+    Raises:
+      ValueError: another process is training there.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is training here") from None
+        yield
 
 
 if __name__ == "__main__":

@@ -93,22 +93,35 @@ def test_an_answer_depends_on_its_own_prompt_and_number_only(
     assert [more[5 * p + g] for p in range(4) for g in range(3)] == expected
 
 
-def test_log_probabilities_are_the_trainers(params: dict, prompts: Prompts) -> None:
-    for sampling in (Sampling(temperature=0.7), Sampling(top_k=4), Sampling(temperature=0.0)):
-        rollout = generate(params, prompts, replace(ENGINE, sampling=sampling))
-        for i, answer in enumerate(texts(rollout)):
-            n = int(prompts.length[i // 3])
-            tokens = jnp.asarray([[*prompts.tokens[i // 3, :n].tolist(), *answer]], jnp.int32)
-            position = jnp.arange(tokens.shape[1])[None]
-            hidden, _ = decoder.forward(CFG, params, tokens, position, jnp.ones_like(tokens))
-            logp, _ = token_logp(
-                hidden[:, n - 1 : -1],
-                params["embed"],
-                tokens[:, n:],
-                temperature=sampling.temperature or 1.0,
-            )
-            gap = np.abs(np.asarray(logp)[0] - rollout.logp_rollout[i, : len(answer)])
-            assert gap.max() <= 1e-5
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=0.7), Sampling(top_k=4), Sampling(temperature=0.0)],
+    ids=["tempered", "top_k", "greedy"],
+)
+def test_log_probabilities_are_the_trainers(
+    params: dict, prompts: Prompts, sampling: Sampling
+) -> None:
+    engine = replace(ENGINE, max_new=60, sampling=sampling)
+    rollout = generate(params, prompts, engine, group=2)
+    tokens, segment = np.zeros((8, 66), np.int32), np.zeros((8, 66), np.int32)
+    for i, answer in enumerate(texts(rollout)):
+        whole = [*prompts.tokens[i // 2, : prompts.length[i // 2]].tolist(), *answer]
+        tokens[i, : len(whole)], segment[i, : len(whole)] = whole, 1
+    position = np.broadcast_to(np.arange(66, dtype=np.int32), (8, 66))
+
+    @jax.jit
+    def trainer(tokens: jax.Array, position: jax.Array, segment: jax.Array) -> jax.Array:
+        hidden, _ = decoder.forward(CFG, params, tokens, position, segment)
+        temperature = sampling.temperature or 1.0
+        return token_logp(hidden[:, :-1], params["embed"], tokens[:, 1:], temperature=temperature)[
+            0
+        ]
+
+    logp = np.asarray(trainer(*(jnp.asarray(x) for x in (tokens, position, segment))))
+    for i, answer in enumerate(texts(rollout)):
+        start = int(prompts.length[i // 2]) - 1
+        gap = logp[i, start : start + len(answer)] - rollout.logp_rollout[i, : len(answer)]
+        assert np.abs(gap).max() <= 1e-5
 
 
 def test_answers_end_at_the_stop_token_or_at_the_limit(params: dict, prompts: Prompts) -> None:

@@ -185,9 +185,11 @@ def test_temperature_divides_the_logits() -> None:
         micro_rows=8,
     )
     batch = batches[0]
-    logits = decoder.logits(CFG, params, jnp.asarray(batch.tokens), jnp.asarray(batch.segment))
-    logp = jax.nn.log_softmax(logits[:, :-1] / 0.5)
+    hidden, _ = decoder.forward(
+        CFG, params, *(jnp.asarray(x) for x in (batch.tokens, batch.position, batch.segment))
+    )
+    logp = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T / 0.5)
     expected = np.take_along_axis(np.asarray(logp), batch.tokens[:, 1:, None], -1)[..., 0]
     found = np.asarray(make_logp(CFG, temperature=0.5)(params, batch))[:, 1:]
-    real = batch.segment[:, 1:] > 0
+    real = batch.position[:, 1:] > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5)

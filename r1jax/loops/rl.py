@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,24 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, score: S
             tests = {name: v for name, v in values.items() if name == "test/accuracy"}
             end_step(context, cfg, store, state, step, tests)
         return state.params
+
+
+def check(cfg: settings.Reinforce, tokenizer: Any) -> None:
+    """Raises ValueError if there are too few problems or one of the first cannot be asked."""
+    stop_tokens(tokenizer)
+    train, test = cfg.task.train(), cfg.task.test()
+    for split, rows in (("train", train), ("test", test)):
+        if not len(rows):
+            raise ValueError(f"{cfg.name}.task.{split}: no problems, the source has 0 rows")
+        first = rows[: max(cfg.prompts, cfg.evaluate_rows)]
+        encode_prompts(
+            tokenizer,
+            [cfg.task.prompt(row) + cfg.task.prefill for row in first],
+            max_prompt=cfg.engine.max_prompt,
+            index=range(len(first)),
+        )
+        for row in first:
+            cfg.task.accuracy(row, "")  # refuses a row that lacks what it needs
 
 
 def make_sample(

@@ -80,7 +80,7 @@ def make_update(
         grads, metrics = total
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def update(state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, Metrics]:

@@ -12,6 +12,8 @@ from r1jax.loops.step import make_update
 from r1jax.state import init_state, last_learning_rate
 from r1jax.types import Batch, Params
 
+FIRST = 256  # rows that are looked at before a run begins
+
 
 def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
     """The weights after `cfg.steps` updates from `params`; goes on where a checkpoint ends."""
@@ -51,6 +53,19 @@ def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
                 show(step, values)
             end_step(context, cfg, store, state, step, {})
         return state.params
+
+
+def check(cfg: settings.Supervised, tokenizer: Any) -> None:
+    """Raises ValueError if there are no texts, or one of the first cannot be trained on."""
+    rows = cfg.source()
+    if not len(rows):
+        raise ValueError(f"{cfg.name}: no texts to train on, the source has 0 rows")
+    for i, (prompt, answer) in enumerate(encode_rows(tokenizer, rows[:FIRST])):
+        size = len(prompt) + len(answer)
+        if size > cfg.row_length:
+            raise ValueError(
+                f"{cfg.name}: row {i} has {size} tokens, row_length allows {cfg.row_length}"
+            )
 
 
 def encode_rows(tokenizer: Any, rows: Sequence[settings.Row]) -> list[tuple[list[int], list[int]]]:
