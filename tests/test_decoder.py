@@ -197,7 +197,7 @@ def test_chunks_of_log_probabilities_are_those_of_the_whole(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("r1jax.kernels.logprob.CHUNK", chunk)
-    hidden = 0.5 * jax.random.normal(jax.random.key(0), (2, 13, 16))
+    hidden = jax.random.normal(jax.random.key(0), (2, 13, 16))
     head = jax.random.normal(jax.random.key(1), (64, 16))
     tokens = jax.random.randint(jax.random.key(2), (2, 13), 0, 64)
     logp, entropy = token_logp(hidden, head, tokens, temperature=0.7)
