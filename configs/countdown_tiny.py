@@ -33,6 +33,7 @@ def config() -> Run:
             mlp_dim=256,
             bias=True,
             scan=False,
+            sums="float64",
         ),
         tokenizer=tiny,
         stages=(base(), rl()),

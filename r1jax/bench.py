@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 from r1jax import config, host
-from r1jax.settings import Decoder, Engine, dense
+from r1jax.settings import Decoder, Engine, Mesh, dense
 
 PROMPTS, GROUP, PROMPT, VOCABULARY, STOP = 16, 8, 40, 100, 1
+EMBED_STD = 0.02  # as transformers begins: nearly even chances, for the stop token of `tail` too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ JOBS = {
         engine=Engine(max_prompt=PROMPT, max_new=128, slots=128),
         stops=False,
         row_length=PROMPT + 128,
-        micro_rows=32,
+        micro_rows=16,
         about="hidden 256, 4 layers, MLP 1024; exactly 128 new tokens",
     ),
     "tail": Job(
@@ -132,25 +133,23 @@ def job_flops(model: Decoder, lengths: Any) -> tuple[float, float]:
 
 
 def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of float32 matmuls, the median of a few."""
+    """FLOP/s of float32 matmuls on all devices at once, the median of a few."""
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((size, size))
     multiply = jax.jit(jnp.matmul)
-    multiply(a, a).block_until_ready()
+    squares = [jax.device_put(jnp.ones((size, size)), device) for device in jax.devices()]
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):  # the first compiles
         began = time.perf_counter()
-        multiply(a, a).block_until_ready()
+        jax.block_until_ready([multiply(a, a) for a in squares])
         times.append(time.perf_counter() - began)
-    return 2.0 * size**3 / statistics.median(times)
+    return 2.0 * size**3 * len(squares) / statistics.median(times[1:])
 
 
-def run(job: Job, repeats: int) -> list[Timing]:
-    """`repeats` timed steps, after two that compile."""
+def run(job: Job, repeats: int, mesh: Any) -> list[Timing]:
+    """`repeats` timed steps, after two that compile, the batch split over all devices."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from r1jax import sharding, state
@@ -163,13 +162,15 @@ def run(job: Job, repeats: int) -> list[Timing]:
     from r1jax.rollout.engine import make_engine
     from r1jax.types import Prompts
 
-    params = sharding.init(decoder.leaves(job.model), jax.random.key(0))
+    params = sharding.init(decoder.leaves(job.model), jax.random.key(0), mesh)
+    params["embed"] *= EMBED_STD * job.model.dim**0.5
     rng = np.random.default_rng(0)
     prompts = Prompts(
-        tokens=jnp.asarray(rng.integers(2, VOCABULARY, (PROMPTS, PROMPT)), jnp.int32),
-        length=jnp.full(PROMPTS, PROMPT, jnp.int32),
-        index=jnp.arange(PROMPTS, dtype=jnp.int32),
+        tokens=rng.integers(2, VOCABULARY, (PROMPTS, PROMPT)).astype(np.int32),
+        length=np.full(PROMPTS, PROMPT, np.int32),
+        index=np.arange(PROMPTS, dtype=np.int32),
     )
+    placed = sharding.put(prompts, mesh, "batch")
     stop = (STOP,) if job.stops else ()
     generate = jax.jit(make_engine(job.model, job.engine, group=GROUP, stop=stop))
     optimizer = state.adamw(100, learning_rate=1e-5)
@@ -178,7 +179,7 @@ def run(job: Job, repeats: int) -> list[Timing]:
     timings = []
     for step in range(repeats + 2):
         began = time.perf_counter()
-        rollout = to_host(generate(train_state.params, prompts, jax.random.key(step)))
+        rollout = to_host(generate(train_state.params, placed, jax.random.key(step)))
         sampled = time.perf_counter()
         mask = np.arange(job.engine.max_new)[None] < rollout.answer_length[:, None]
         advantage = rng.normal(size=(len(mask), 1)).astype(np.float32) * mask
@@ -191,6 +192,7 @@ def run(job: Job, repeats: int) -> list[Timing]:
         _, batches = pack_answers(
             rollout, everything, extras, row_length=job.row_length, micro_rows=job.micro_rows
         )
+        batches = [sharding.put(batch, mesh, "batch") for batch in batches]
         train_state, metrics = update(train_state, batches)
         jax.block_until_ready(train_state.params)
         finished = time.perf_counter()
@@ -242,9 +244,15 @@ def main() -> int:
     args = parser().parse_args()
     if args.repeats < 1:
         config.fail(f"--repeats must be >= 1, got {args.repeats}")
-    host.keep_freed_memory()
+    host.prepare()
     before = matmul_rate()
-    timings = run(JOBS[args.job], args.repeats)
+    import jax
+
+    from r1jax import sharding
+
+    mesh = sharding.make_mesh(Mesh())
+    with jax.set_mesh(mesh):
+        timings = run(JOBS[args.job], args.repeats, mesh)
     rate = max(before, matmul_rate())  # the machine may be busier at one time than at the other
     for timing in timings:
         print(line(timing, rate))

@@ -1,10 +1,36 @@
 """How the process uses the machine it is on, set before JAX is imported."""
 
 import ctypes
+import os
 import sys
 
 # glibc's names and numbers, malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+MAX_DEVICES = 8  # more would leave each too few rows; JAX_NUM_CPU_DEVICES says otherwise
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+
+
+def prepare() -> None:
+    """What every command does before it imports JAX."""
+    keep_freed_memory()
+    one_device_per_core()
+
+
+def one_device_per_core() -> None:
+    """Makes JAX's CPU backend a device per core, each with one thread, unless the user chose.
+
+    Rows and slots are then split over the cores, which meet once in a while, where one device's
+    threads meet in every small operation: sleeping and waking them takes longer than the work
+    (BENCHMARKS.md). Devices are a power of two, as the counts that they split usually are.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = min(1 << ((cores or 1).bit_length() - 1), MAX_DEVICES)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_cpu_multi_thread_eigen" in flags:
+        return
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
+    os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
 
 
 def keep_freed_memory() -> bool:

@@ -111,7 +111,7 @@ def open_run(
         raise ValueError(f"no such folder: {folder}")
     spec, made = config.saved(folder)
     run = config.load(spec, [*made, *overrides])
-    host.keep_freed_memory()
+    host.prepare()
 
     from r1jax import sharding
     from r1jax.checkpoint import load

@@ -63,6 +63,8 @@ class Decoder:
     remat: Literal["none", "layer"] = "none"  # recompute a layer's activations in backward
     scan: bool = True  # over a group's layers in training; False: unrolled, for a few small layers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; weights are float32
+    sums: Literal["float32", "float64"] = "float32"  # float64: on CPUs, in attention, norms and
+    # softmax, so that sampler and trainer agree to the bit; costs up to a third of the speed
 
     def __post_init__(self) -> None:
         if not self.groups:

@@ -138,11 +138,19 @@ def init(leaves: Any, key: jax.Array, mesh: jax.sharding.Mesh | None = None) -> 
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` laid out by RULES on the mesh that `jax.set_mesh` chose; unchanged without one."""
+    """`x` laid out by RULES on the mesh that `jax.set_mesh` chose; unchanged without one.
+
+    Within a `shard_map` only the axes that it leaves alone count.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    sizes = {
+        name: size
+        for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+        if kind != AxisType.Manual
+    }
+    if math.prod(sizes.values()) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(x.shape, axes, dict(mesh.shape)))
+    return jax.lax.with_sharding_constraint(x, spec(x.shape, axes, sizes))
 
 
 def put(tree: Any, mesh: jax.sharding.Mesh, *axes: str | None) -> Any:

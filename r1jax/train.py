@@ -43,7 +43,7 @@ def train(spec: str, overrides: list[str], folder: Path, text: list[str]) -> int
 
     The folder is made after everything was checked that can be.
     """
-    host.keep_freed_memory()
+    host.prepare()
     cfg = config.load(spec, overrides)
     from r1jax import pipeline, report, state
     from r1jax.loops.run import Stopped

@@ -1,14 +1,18 @@
 """Attention over packed rows, and of one new token over its cache."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax.kernels.sums import Sums, as_they_come
+
 MASKED = -1e30  # finite, so that a row without any visible key gives no nan
 
-QUERY_BLOCK = 128  # keys after a block's last query are never multiplied
+QUERY_BLOCK = 64  # keys after a block's last query are never multiplied
 
 
 def packed_attention(
@@ -16,34 +20,73 @@ def packed_attention(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     segment: Int[Array, "B T"],
+    *,
+    sums: Sums = as_they_come,
 ) -> Float[Array, "B T K R H"]:
     """Causal softmax attention in which a token sees only its own segment.
 
-    Scores are scaled by 1/sqrt(H); scores and softmax are float32. Queries go in blocks against
-    the keys up to the block's end, about half of the T x T products.
+    Scores are scaled by 1/sqrt(H); scores and softmax are float32, summed over keys by `sums`.
+    Queries go in blocks against the keys up to the block's end, about half of the T x T products.
     """
     length, head = q.shape[1], q.shape[-1]
-    blocks = -(-length // QUERY_BLOCK)
-    size = -(-length // blocks)
     q = (q * head**-0.5).transpose(0, 2, 3, 1, 4)  # [B, K, R, T, H]
     k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # [B, K, H, S], [B, K, S, H]
     index = jnp.arange(length)
     outs = []
-    for start in range(0, length, size):
-        end = min(start + size, length)
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
         see = (segment[:, start:end, None] == segment[:, None, :end]) & (
             index[None, start:end, None] >= index[None, None, :end]
         )
-        score = jnp.einsum(
-            "bkrth,bkhs->bkrts",
-            q[:, :, :, start:end],
-            k[..., :end],
-            preferred_element_type=jnp.float32,
-        )
-        score = jnp.where(see[:, None, None], score, MASKED)
-        weight = jax.nn.softmax(score, axis=-1).astype(v.dtype)
-        outs.append(jnp.einsum("bkrts,bksh->bkrth", weight, v[:, :, :end]))
+        block = q[:, :, :, start:end], k[..., :end], v[:, :, :end], see
+        outs.append(block_attention(sums, *block))
     return jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def block_attention(
+    sums: Sums,
+    q: Float[Array, "B K R T H"],
+    k: Float[Array, "B K H S"],
+    v: Float[Array, "B K S H"],
+    see: Bool[Array, "B T S"],
+) -> Float[Array, "B K R T H"]:
+    """softmax(q k, over what each query may see) v. Its gradient keeps the softmax's weights."""
+    return _block_forward(sums, q, k, v, see)[0]
+
+
+def _block_forward(
+    sums: Sums, q: jax.Array, k: jax.Array, v: jax.Array, see: jax.Array
+) -> tuple[jax.Array, Any]:
+    score = jnp.einsum("bkrth,bkhs->bkrts", q, k, preferred_element_type=jnp.float32)
+    score = jnp.where(see[:, None, None], score, MASKED)
+    part = jnp.exp(score - jnp.max(score, axis=-1, keepdims=True))
+    out, total = sums(_weigh, part, v)
+    return out.astype(v.dtype), (q, k, v, part, total, out)
+
+
+def _weigh(part: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    total = jnp.sum(part, axis=-1, keepdims=True)
+    out = jnp.einsum(
+        "bkrts,bksh->bkrth", part.astype(v.dtype), v, preferred_element_type=part.dtype
+    )
+    return out / total, total
+
+
+def _block_backward(sums: Sums, saved: Any, grad: jax.Array) -> tuple[Any, ...]:
+    del sums  # a gradient needs no such care
+    q, k, v, part, total, out = saved
+    weight = part / total
+    of_weight = jnp.einsum("bkrth,bksh->bkrts", grad, v, preferred_element_type=jnp.float32)
+    shift = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
+    of_score = (weight * (of_weight - shift)).astype(q.dtype)
+    of_q = jnp.einsum("bkrts,bkhs->bkrth", of_score, k)
+    of_k = jnp.einsum("bkrth,bkrts->bkhs", q, of_score)
+    of_v = jnp.einsum("bkrts,bkrth->bksh", weight.astype(v.dtype), grad)
+    return of_q, of_k, of_v, None
+
+
+block_attention.defvjp(_block_forward, _block_backward)
 
 
 def decode_attention(
@@ -51,11 +94,14 @@ def decode_attention(
     keys: Sequence[Float[Array, "B K H _"]],
     values: Sequence[Float[Array, "B K _ H"]],
     visible: Bool[Array, "B S"],
+    *,
+    sums: Sums = as_they_come,
 ) -> Float[Array, "B K R H"]:
     """Softmax attention of one query per row over cached pieces, S keys in all.
 
     Pieces stay apart, as joining them would copy the cache at every token. Keys lie with the
-    position last and values with the head last: both products then read memory in order.
+    position last and values with the head last: both products then read memory in order. Keys are
+    summed over by `sums`.
     """
     q = q * q.shape[-1] ** -0.5
     score = jnp.concatenate(
@@ -63,10 +109,15 @@ def decode_attention(
         axis=-1,
     )
     score = jnp.where(visible[:, None, None], score, MASKED)
-    weight = jax.nn.softmax(score, axis=-1).astype(q.dtype)
-    out, start = jnp.zeros_like(q), 0
-    for v in values:
-        end = start + v.shape[2]
-        out = out + jnp.einsum("bkrs,bksh->bkrh", weight[..., start:end], v)
-        start = end
-    return out
+    part = jnp.exp(score - jnp.max(score, axis=-1, keepdims=True))
+
+    def weigh(part: jax.Array, *values: jax.Array) -> jax.Array:
+        out, start = jnp.zeros(q.shape, part.dtype), 0
+        for v in values:
+            end = start + v.shape[2]
+            piece = part[..., start:end].astype(v.dtype)
+            out += jnp.einsum("bkrs,bksh->bkrh", piece, v, preferred_element_type=part.dtype)
+            start = end
+        return out / jnp.sum(part, axis=-1, keepdims=True)
+
+    return sums(weigh, part, *values).astype(q.dtype)

@@ -6,7 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from r1jax.kernels.sums import Sums, as_they_come
+
 CHUNK = 2**24  # logits alive at once
+
+
+def log_softmax(
+    logits: Float[Array, "... V"], *, sums: Sums = as_they_come
+) -> Float[Array, "... V"]:
+    """Log-probabilities of float32 logits, summed over the vocabulary by `sums`."""
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    part = jnp.exp(logits - highest)
+    total = sums(lambda x: jnp.sum(x, axis=-1, keepdims=True), part)
+    return logits - highest - jnp.log(total)
 
 
 def token_logp(
@@ -15,6 +27,7 @@ def token_logp(
     tokens: Int[Array, "B T"],
     *,
     temperature: float = 1.0,
+    sums: Sums = as_they_come,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each token after its hidden state, and the entropy there; float32, nats.
 
@@ -27,7 +40,7 @@ def token_logp(
     def chunk(hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
         logits = logits / temperature
-        every = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        every = log_softmax(logits, sums=sums)
         chosen = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
         return chosen, -jnp.sum(jnp.exp(every) * every, axis=-1)
 

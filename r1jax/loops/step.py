@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from r1jax import settings
@@ -15,6 +16,7 @@ from r1jax.types import Batch, Params, TrainState
 
 Loss = Callable[[jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 Metrics = dict[str, jax.Array]
+Sums = tuple[Params, Metrics]  # each with a leading dimension for the parts of the `data` axis
 
 
 def batch_logp(
@@ -27,7 +29,11 @@ def batch_logp(
     hidden, _ = decoder.forward(cfg, params, batch.tokens, batch.position, batch.segment)
     before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
     logp, entropy = token_logp(
-        before, decoder.head(cfg, params), batch.tokens, temperature=temperature
+        before,
+        decoder.head(cfg, params),
+        batch.tokens,
+        temperature=temperature,
+        sums=decoder.sums(cfg),
     )
     first = batch.position == 0
     return jnp.where(first, 0.0, logp), jnp.where(first, 0.0, entropy)
@@ -42,10 +48,10 @@ def make_update(
 ) -> Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Metrics]]:
     """The function (state, micro-batches) -> (state, metrics): one update. `state` is donated.
 
-    Gradients of the micro-batches are summed. A batch's weights carry the normaliser of the whole
-    update, so the result does not depend on how it was cut. All micro-batches have one shape: two
-    programs are compiled, whatever their number. Metrics are means over the update's tokens, but
-    `gap`, the largest.
+    Gradients of the micro-batches are summed, each part of the `data` axis by itself until the
+    last. A batch's weights carry the normaliser of the whole update, so the result does not depend
+    on how it was cut. All micro-batches have one shape: three programs are compiled, whatever
+    their number. Metrics are means over the update's tokens, but `gap`, the largest.
     """
 
     def objective(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
@@ -60,14 +66,7 @@ def make_update(
 
     gradient = jax.grad(objective, has_aux=True)
 
-    @jax.jit
-    def empty(params: Params, batch: Batch) -> tuple[Params, Metrics]:
-        shapes = jax.eval_shape(gradient, params, batch)
-        metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1])
-        return jax.tree.map(jnp.zeros_like, params), metrics
-
-    @partial(jax.jit, donate_argnums=0)
-    def add(total: tuple[Params, Metrics], params: Params, batch: Batch) -> tuple[Params, Metrics]:
+    def more(total: Sums, params: Params, batch: Batch) -> Sums:
         grads, metrics = gradient(params, batch)
         metrics = {
             name: (jnp.maximum if name == "gap" else jnp.add)(total[1][name], value)
@@ -75,9 +74,38 @@ def make_update(
         }
         return jax.tree.map(jnp.add, total[0], grads), metrics
 
+    @jax.jit
+    def empty(params: Params, batch: Batch) -> Sums:
+        metrics = jax.eval_shape(gradient, params, batch)[1]
+        parts = data_parts(batch)
+        zeros = lambda x: jnp.zeros((parts, *x.shape), x.dtype)  # noqa: E731
+        grads = jax.tree.map(zeros, params)
+        return grads, jax.tree.map(zeros, metrics)
+
     @partial(jax.jit, donate_argnums=0)
-    def apply(state: TrainState, total: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
-        grads, metrics = total
+    def add(total: Sums, params: Params, batch: Batch) -> Sums:
+        def share(total: Sums, params: Params, batch: Batch) -> Sums:
+            total = jax.tree.map(lambda x: x[0], total)
+            return jax.tree.map(lambda x: x[None], more(total, params, batch))
+
+        if data_parts(batch) == 1:
+            return share(total, params, batch)
+        split = PartitionSpec("data")
+        rows = jax.tree.map(lambda x: split if x.ndim else PartitionSpec(), batch)
+        return jax.shard_map(
+            share,
+            in_specs=(split, PartitionSpec(), rows),
+            out_specs=split,
+            axis_names={"data"},
+            check_vma=False,
+        )(total, params, batch)
+
+    @partial(jax.jit, donate_argnums=0)
+    def apply(state: TrainState, total: Sums) -> tuple[TrainState, Metrics]:
+        grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), total[0])
+        metrics = {
+            name: (jnp.max if name == "gap" else jnp.sum)(value) for name, value in total[1].items()
+        }
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
@@ -90,6 +118,12 @@ def make_update(
         return apply(state, total)
 
     return update
+
+
+def data_parts(batch: Batch) -> int:
+    """In how many parts the mesh's `data` axis splits the rows; 1 where it does not divide them."""
+    parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    return parts if batch.tokens.shape[0] % parts == 0 else 1
 
 
 def make_logp(

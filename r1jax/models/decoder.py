@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from r1jax import settings
 from r1jax.kernels.attention import packed_attention
+from r1jax.kernels.sums import NAMED, Sums
 from r1jax.models import layers
 from r1jax.models.layers import Attend
 from r1jax.sharding import Leaf, constrain, is_leaf, normal, ones
@@ -58,16 +59,28 @@ def layer(
     attend: Attend,
 ) -> tuple[Float[Array, "... D"], Any]:
     """One pre-norm layer: x + mixer(norm(x)), then x + mlp(norm(x)); and what `attend` carries."""
+    add = sums(cfg)
     with jax.named_scope("mixer"):
-        normed = layers.rms_norm(params["mixer_norm"], x, cfg.norm_eps)
+        normed = layers.rms_norm(params["mixer_norm"], x, cfg.norm_eps, sums=add)
         mixed, carry = layers.gqa(
-            group.mixer, params["mixer"], normed, rope=rope, attend=attend, eps=cfg.norm_eps
+            group.mixer,
+            params["mixer"],
+            normed,
+            rope=rope,
+            attend=attend,
+            eps=cfg.norm_eps,
+            sums=add,
         )
         x = x + mixed
     with jax.named_scope("mlp"):
-        normed = layers.rms_norm(params["mlp_norm"], x, cfg.norm_eps)
+        normed = layers.rms_norm(params["mlp_norm"], x, cfg.norm_eps, sums=add)
         x = x + layers.mlp(params["mlp"], normed)
     return x, carry
+
+
+def sums(cfg: settings.Decoder) -> Sums:
+    """How this model's long sums are added up."""
+    return NAMED[cfg.sums]
 
 
 def embed(cfg: settings.Decoder, params: Params, tokens: Int[Array, "..."]) -> jax.Array:
@@ -100,7 +113,7 @@ def forward(
         rope = layers.rope_angles(position, head_dim=group.mixer.head_dim, theta=cfg.rope_theta)
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-            return packed_attention(q, k, v, segment), (k, v) if keep_kv else None
+            return packed_attention(q, k, v, segment, sums=sums(cfg)), (k, v) if keep_kv else None
 
         def one(x: jax.Array, params: Params, group=group, rope=rope) -> tuple[jax.Array, Any]:
             x, carry = layer(cfg, group, params, x, rope=rope, attend=attend)
@@ -109,7 +122,7 @@ def forward(
         body = jax.checkpoint(one) if cfg.remat == "layer" else one
         x, carry = jax.lax.scan(body, x, stacked, unroll=1 if cfg.scan else group.count)
         kept.append(carry)
-    x = layers.rms_norm(params["norm"], x, cfg.norm_eps)
+    x = layers.rms_norm(params["norm"], x, cfg.norm_eps, sums=sums(cfg))
     return x, kept if keep_kv else None
 
 
@@ -160,4 +173,4 @@ def decode_step(
             rope[size] = layers.rope_angles(position, head_dim=size, theta=cfg.rope_theta)
         x, cache = layer(cfg, group, weights, x, rope=rope[size], attend=attend)
         caches.append(cache)
-    return layers.rms_norm(params["norm"], x, cfg.norm_eps), caches
+    return layers.rms_norm(params["norm"], x, cfg.norm_eps, sums=sums(cfg)), caches

@@ -9,31 +9,38 @@ t mod C, whatever its own length, so the write is one slice and no scatter; a sl
 written since its answer began. The ring is cut into chunks, and until the first lap is over only
 the chunks that hold something are read.
 
-When the queue is empty and half of the slots have nothing left to do, the busy ones move together
-and the loop goes on with half as many, again and again: the last long answers do not pay for the
-slots of the short ones.
+When the queue is empty and few slots are still busy, those move together and the loop goes on with
+a quarter as many, again and again: the last long answers do not pay for the slots of the short
+ones.
+
+Where a mesh splits the batch, each device has a queue, slots and a loop of its own.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from r1jax import settings
 from r1jax.kernels.attention import decode_attention
+from r1jax.kernels.logprob import log_softmax
+from r1jax.kernels.sums import as_dtype, cache_dtype
 from r1jax.models import decoder
 from r1jax.rollout.sampling import answer_keys, make_sampler
-from r1jax.sharding import constrain
+from r1jax.sharding import RULES, constrain
 from r1jax.types import Params, Prompts, Rollout
 
 CHUNK = 64  # columns of the ring that are read together, at the least
 CHUNKS = 8  # pieces that a ring is cut into, at the most
-HALVINGS = 4  # of the slots while the queue drains, at the most; each is one more loop to compile
-FEW = 8  # slots that are not halved any more
+FEWER = 4  # as the queue drains, the loop goes on with this part of the slots; one more to compile
+FEW = 4  # slots at the least
 
 Generate = Callable[[Params, Prompts, jax.Array], Rollout]
 
@@ -89,9 +96,13 @@ def make_engine(
 
     def generate(params: Params, prompts: Prompts, key: Key[Array, ""]) -> Rollout:
         params = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 else w, params)
+        return over_devices(run, params, prompts, key, slots=engine.slots)
+
+    def run(params: Params, prompts: Prompts, key: Key[Array, ""], slots: int) -> Rollout:
         keys = answer_keys(key, prompts.index, group)
+        total = jnp.sum(prompts.length > 0) * group
         stored, first_hidden = prefill(cfg, params, prompts)
-        loop = empty_loop(cfg, engine, prompts, keys, first_hidden.dtype, group)
+        loop = empty_loop(cfg, engine, prompts, keys, slots)
         unstacked = decoder.unstack(cfg, params)
         head = decoder.head(cfg, params)
 
@@ -99,7 +110,7 @@ def make_engine(
             logits = jnp.einsum("bd,vd->bv", slots.hidden, head, preferred_element_type=jnp.float32)
             step_keys = jax.vmap(jax.random.fold_in)(slots.key, slots.count)
             token = sampler(logits, step_keys)
-            logp = jax.nn.log_softmax(logits / temperature, axis=-1)
+            logp = log_softmax(logits / temperature, sums=decoder.sums(cfg))
             return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
 
         def body(loop: Loop) -> Loop:
@@ -121,23 +132,20 @@ def make_engine(
                 )
             loop = loop.replace(slots=slots.replace(hidden=hidden), caches=caches)
             with jax.named_scope("refill"):
-                loop = refill(loop, done, stopped, stored, first_hidden, keys, prompts, group)
+                loop = refill(loop, done, stopped, stored, first_hidden, keys, prompts, total)
             return loop.replace(
                 step=loop.step + 1, slot_steps=loop.slot_steps + loop.slots.item.shape[0]
             )
 
         everyone = jnp.ones(loop.slots.item.shape, bool)
-        loop = refill(loop, everyone, ~everyone, stored, first_hidden, keys, prompts, group)
-        for halving in range(HALVINGS + 1):
-            slots = loop.slots.item.shape[0]
-            last = halving == HALVINGS or slots <= FEW
-            enough = 0 if last else slots // 2
+        loop = refill(loop, everyone, ~everyone, stored, first_hidden, keys, prompts, total)
+        sizes = slot_counts(loop.slots.item.shape[0])
+        for enough in (*sizes[1:], 0):
             loop = jax.lax.while_loop(
                 lambda loop, n=enough: jnp.sum(loop.slots.item >= 0) > n, body, loop
             )
-            if last:
-                break
-            loop = halve(loop)
+            if enough:
+                loop = keep_busy(loop, enough)
         size = prompts.tokens.shape[0] * group
         return Rollout(
             prompt=prompts.tokens,
@@ -151,6 +159,66 @@ def make_engine(
         )
 
     return generate
+
+
+def over_devices(
+    run: Callable[[Params, Prompts, jax.Array, int], Rollout],
+    params: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+    *,
+    slots: int,
+) -> Rollout:
+    """`run` on each device's share of the prompts and slots, by the mesh that is set.
+
+    Devices that split the batch do not wait for each other at a token, and each needs the weights
+    whole, but for what `tensor` splits. Prompts are filled up with empty ones to a multiple of the
+    devices. `decode_steps` is the longest device's.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in RULES["batch"] if mesh.shape.get(axis, 1) > 1)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if parts == 1:
+        return run(params, prompts, key, slots)
+    count = prompts.tokens.shape[0]
+    missing = -count % parts
+    prompts = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1)), prompts
+    )
+
+    def share(params: Params, prompts: Prompts, key: Key[Array, ""]) -> Rollout:
+        rollout = run(params, prompts, key, -(-slots // parts))
+        return rollout.replace(
+            decode_steps=rollout.decode_steps[None], slot_steps=rollout.slot_steps[None]
+        )
+
+    split = PartitionSpec(axes)
+    rollout = jax.shard_map(
+        share,
+        in_specs=(PartitionSpec(), split, PartitionSpec()),
+        out_specs=split,
+        axis_names=set(axes),
+        check_vma=False,
+    )(params, prompts, key)
+    answers = rollout.answer.shape[0] // (count + missing) * count
+    return Rollout(
+        prompt=rollout.prompt[:count],
+        prompt_length=rollout.prompt_length[:count],
+        answer=rollout.answer[:answers],
+        answer_length=rollout.answer_length[:answers],
+        finished=rollout.finished[:answers],
+        logp_rollout=rollout.logp_rollout[:answers],
+        decode_steps=jnp.max(rollout.decode_steps),
+        slot_steps=jnp.sum(rollout.slot_steps),
+    )
+
+
+def slot_counts(slots: int) -> list[int]:
+    """With how many slots the loop goes on as the queue drains: a quarter as many each time."""
+    counts = [slots]
+    while counts[-1] // FEWER >= FEW:
+        counts.append(counts[-1] // FEWER)
+    return counts
 
 
 def prefill(
@@ -175,30 +243,33 @@ def empty_loop(
     engine: settings.Engine,
     prompts: Prompts,
     keys: Key[Array, " B"],
-    dtype: Any,
-    group: int,
+    slots: int,
 ) -> Loop:
     """The loop's state before the first slot is filled. One answer row more than is asked for
     takes what slots without an answer hand out."""
-    total = prompts.tokens.shape[0] * group
-    slots = min(engine.slots, total)
+    dtype = jnp.dtype(cfg.dtype)
+    total = keys.shape[0]
+    slots = min(slots, total)
     chunk = min(max(CHUNK, -(-engine.max_new // CHUNKS)), engine.max_new)
     chunks = -(-engine.max_new // chunk)
     width = prompts.tokens.shape[1]
+    values = cache_dtype(dtype, decoder.sums(cfg))
     caches = []
     for block in cfg.groups:
         kv, head = block.mixer.num_kv_heads, block.mixer.head_dim
 
-        def zeros(*shape: int, kv: int = kv) -> jax.Array:
-            return constrain(jnp.zeros((slots, kv, *shape), dtype), "batch", "kv_heads", None, None)
+        def zeros(*shape: int, kv: int = kv, dtype: Any = dtype) -> jax.Array:
+            with jax.enable_x64(dtype == np.float64):
+                zero = jnp.zeros((slots, kv, *shape), dtype)
+                return constrain(zero, "batch", "kv_heads", None, None)
 
         for _ in range(block.count):
             caches.append(
                 LayerCache(
                     prompt_k=zeros(head, width),
-                    prompt_v=zeros(width, head),
+                    prompt_v=zeros(width, head, dtype=values),
                     ring_k=tuple(zeros(head, chunk) for _ in range(chunks)),
-                    ring_v=tuple(zeros(chunk, head) for _ in range(chunks)),
+                    ring_v=tuple(zeros(chunk, head, dtype=values) for _ in range(chunks)),
                 )
             )
     none = jnp.zeros((slots,), jnp.int32)
@@ -231,32 +302,32 @@ def refill(
     first_hidden: Float[Array, "N D"],
     keys: Key[Array, " B"],
     prompts: Prompts,
-    group: int,
+    total: Int[Array, ""],
 ) -> Loop:
-    """Slots that are `pending` hand out their answers and take the next ones of the queue.
+    """Slots that are `pending` hand out their answers and take the next of the queue's `total`.
 
     One slot per turn of an inner loop, so the work is per answer and not per token.
     """
-    total = keys.shape[0]
+    group = keys.shape[0] // prompts.tokens.shape[0]
     width = loop.answer.shape[1]
 
     def turn(carry: tuple[Loop, jax.Array]) -> tuple[Loop, jax.Array]:
         loop, pending = carry
         slots, s = loop.slots, jnp.argmax(pending)
         item, count = slots.item[s], slots.count[s]
-        row = jnp.where(item >= 0, item, total)
+        row = jnp.where(item >= 0, item, keys.shape[0])
         index = jnp.arange(width)
         columns = (loop.step - count + 1 + index) % slots.tokens.shape[1]
         own = index < count
         answer = jnp.where(own, slots.tokens[s, columns], 0)
         logp = jnp.where(own, slots.logp[s, columns], 0.0)
 
-        new = jnp.minimum(loop.next_item, total - 1)  # the last again when there is none: unused
+        new = jnp.minimum(loop.next_item, keys.shape[0] - 1)  # when there is none: not used
         prompt = new // group
         caches = [
             cache.replace(
-                prompt_k=cache.prompt_k.at[s].set(k[prompt]),
-                prompt_v=cache.prompt_v.at[s].set(v[prompt]),
+                prompt_k=_write_slot(cache.prompt_k, k[prompt], s),
+                prompt_v=_write_slot(cache.prompt_v, v[prompt], s),
             )
             for cache, (k, v) in zip(loop.caches, stored, strict=True)
         ]
@@ -282,12 +353,16 @@ def refill(
     return loop
 
 
-def halve(loop: Loop) -> Loop:
-    """The loop with half of its slots: the first are those that are busy, in their order."""
-    count = loop.slots.item.shape[0] // 2
+def keep_busy(loop: Loop, count: int) -> Loop:
+    """The loop with its first `count` slots of those that are busy, in their order."""
     kept = jnp.argsort(loop.slots.item < 0, stable=True)[:count]
-    take = partial(jax.tree.map, lambda x: x[kept])
+    take = partial(jax.tree.map, lambda x: x.at[kept].get())
     return loop.replace(slots=take(loop.slots), caches=take(loop.caches))
+
+
+def _write_slot(cache: jax.Array, value: jax.Array, slot: Int[Array, ""]) -> jax.Array:
+    value = as_dtype(value, cache.dtype)
+    return jax.lax.dynamic_update_index_in_dim(cache, value, slot, axis=0)
 
 
 def _write_column(ring: jax.Array, value: jax.Array, column: Int[Array, ""]) -> jax.Array:
@@ -335,6 +410,7 @@ def _decode(
                     [cache.prompt_k, *cache.ring_k[:count]],
                     [cache.prompt_v, *cache.ring_v[:count]],
                     visible[:, : width + count * chunk],
+                    sums=decoder.sums(cfg),
                 )
 
             branches = [lambda q, cache, n=n: read(n + 1, q, cache) for n in range(chunks)]
@@ -353,6 +429,5 @@ def _write_chunk(
     """`value` at `offset` along `dim` if `here`. Otherwise what is there is written again: a
     conditional write would copy the chunk."""
     old = jax.lax.dynamic_slice_in_dim(ring, offset, 1, axis=dim)
-    return jax.lax.dynamic_update_slice_in_dim(
-        ring, jnp.where(here, value.astype(ring.dtype), old), offset, axis=dim
-    )
+    new = jax.lax.select(here, as_dtype(value, ring.dtype), old)
+    return jax.lax.dynamic_update_slice_in_dim(ring, new, offset, axis=dim)
