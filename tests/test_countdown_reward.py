@@ -13,7 +13,6 @@ from r1jax.rewards.countdown import (
     answer_key,
     last_answer,
     observe,
-    observe_prose,
     tiny_zero,
 )
 
@@ -146,7 +145,7 @@ def test_a_later_wrong_answer_replaces_an_earlier_right_one() -> None:
     assert accuracy(ROW, put("7+5+3") + put("7+5-3")) == 1.0
 
 
-@pytest.mark.parametrize("score", [accuracy, tiny_zero, observe, observe_prose])
+@pytest.mark.parametrize("score", [accuracy, tiny_zero, observe])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -333,11 +332,6 @@ def test_observe_judges_all_four_operators() -> None:
     text = "6 * 2 = 12 / 4 = 3 - 1 = 2 + 1 = 3 no"
     assert observe(ROW, text)["right_sums"] == 1.0
     assert observe(ROW, "7 / 2 = 3 no . 7 / 0 = 7 no")["right_sums"] == 0.0
-
-
-def test_reflection_words_are_counted_whole_and_in_any_case() -> None:
-    text = "Wait, but this button is wrong. Let me check, check again: waiter, mistakes."
-    assert observe_prose(ROW, text) == {"reflections": 5.0}  # wait, but, wrong, check, check
 
 
 def test_rewards_import_without_jax_and_fast() -> None:

@@ -4,12 +4,21 @@ import dataclasses
 import functools
 import math
 import pickle
+import random
+import re
 import time
 
 import pytest
 
 from r1jax.rewards.countdown import accuracy
-from r1jax.rewards.format import tag_count, think_answer
+from r1jax.rewards.format import (
+    boxed,
+    code_block,
+    open_r1,
+    open_r1_tag_count,
+    tag_count,
+    think_answer,
+)
 from r1jax.rewards.weighted import score, weighted
 
 ROW = {"numbers": [7, 5, 3], "target": 9}
@@ -56,12 +65,116 @@ def test_each_tag_that_occurs_once_is_a_quarter(answer: str, expected: float) ->
     assert tag_count(ROW, answer) == expected
 
 
+IN_LINES = "<think>\ntry\n</think>\n<answer>\n9\n</answer>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (IN_LINES, 1.0),
+        ("<think>\na\nb\n</think>\n<answer>\nc\nd\n</answer>", 1.0),
+        (f"{IN_LINES}\nmore", 1.0),  # the published `$` is the end of any line
+        (f"{IN_LINES} more", 0.0),
+        (f" {IN_LINES}", 0.0),
+        (GOOD, 0.0),
+        ("<think>\n</think>\n<answer>\n9\n</answer>", 0.0),
+        ("<think>\n\n</think>\n<answer>\n\n</answer>", 1.0),
+        ("<think>\ntry\n</think>\n\n<answer>\n9\n</answer>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_open_r1_wants_each_tag_on_a_line_of_its_own(answer: str, expected: float) -> None:
+    assert open_r1(ROW, answer) == expected
+
+
+def test_open_r1_forms_are_those_of_the_published_patterns() -> None:
+    form = re.compile(
+        r"^<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$", re.DOTALL | re.MULTILINE
+    )
+    code = re.compile(
+        r"^<think>\n.*?\n</think>\n<answer>\n.*?```python.*?```.*?\n</answer>$",
+        re.DOTALL | re.MULTILINE,
+    )
+    pieces = ["<think>\n", "\n</think>\n", "<answer>\n", "\n</answer>", "\n", "x"]
+    pieces += ["```python", "```", "</answer>", "<think>"]
+    whole = "<think>\nx\n</think>\n<answer>\n```python x```\n</answer>"
+    generator = random.Random(0)
+    found = [0, 0]
+    for _ in range(20_000):
+        text = "<think>\n" + "".join(generator.choices(pieces, k=generator.randint(0, 9)))
+        if generator.random() < 0.5:  # a good form with one piece put in or cut out
+            place, cut = generator.randrange(len(whole) + 1), generator.choice([0, 1, 3])
+            text = whole[:place] + generator.choice(pieces) + whole[place + cut :]
+        assert open_r1(ROW, text) == float(form.match(text) is not None), text
+        assert code_block(ROW, text, language="python") == float(code.match(text) is not None), text
+        found[0] += form.match(text) is not None
+        found[1] += code.match(text) is not None
+    assert min(found) > 1000  # both ways are tried
+
+
+def test_open_r1_tags_count_with_their_line_breaks() -> None:
+    assert open_r1_tag_count(ROW, IN_LINES) == 1.0
+    assert open_r1_tag_count(ROW, IN_LINES.replace("</think>\n", "</think>")) == 0.5
+    assert open_r1_tag_count(ROW, GOOD) == 0.0
+    assert open_r1_tag_count(ROW, IN_LINES + IN_LINES) == 0.0
+
+
+def test_a_code_block_has_the_language_of_the_argument_or_else_of_the_row() -> None:
+    answer = "<think>\nx\n</think>\n<answer>\n```cpp\nint x;\n```\n</answer>"
+    assert code_block({"language": "cpp"}, answer) == 1.0
+    assert code_block({"language": "python"}, answer) == 0.0
+    assert code_block({"language": "python"}, answer, language="cpp") == 1.0
+    with pytest.raises(ValueError, match="code_block needs a language"):
+        code_block({}, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (r"so \boxed{9}", 1.0),
+        (r"\boxed {9}", 1.0),
+        (r"\boxed{\frac{1}{2}}", 1.0),
+        (r"\boxed{\{1, 2\}}", 1.0),
+        (r"\boxed{\boxed{9}", 1.0),
+        (r"\boxed{} then \boxed{9}", 1.0),
+        (r"{ \boxed{9}", 1.0),
+        (r"} \boxed{9}", 1.0),
+        (r"\boxed{}", 0.0),
+        (r"\boxed{ }", 0.0),
+        (r"\boxed{9", 0.0),
+        (r"\boxed{9\}", 0.0),
+        (r"\boxed{\frac{1}{2}", 0.0),
+        (r"\\boxed{9}", 0.0),  # a line break, then a word
+        (r"boxed{9}", 0.0),
+        (r"\boxed 9", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_box_is_closed_and_not_empty(answer: str, expected: float) -> None:
+    assert boxed(ROW, answer) == expected
+
+
+@pytest.mark.parametrize("reward", [think_answer, tag_count, open_r1, open_r1_tag_count, boxed])
+@pytest.mark.parametrize("answer", ["", "\x00", "\ud800", "<think>\ud800</think>", "\u202e", "\\"])
+def test_odd_text_has_a_form_too(reward, answer: str) -> None:
+    assert 0.0 <= reward(ROW, answer) <= 1.0
+
+
 def test_a_hundred_thousand_tags_take_no_time() -> None:
-    start = time.perf_counter()
-    for text in ("<think>" * 100_000, "<think></think><answer>" * 30_000):
-        assert think_answer(ROW, text) == 0.0
+    start = time.process_time()
+    for text in (
+        "<think>" * 100_000,
+        "<think></think><answer>" * 30_000,
+        "<think>\n" + "\n</think>\n<answer>\n" * 30_000,
+        "<think>\n" + "\n</think>\n<answer>\n" + "\n</answer>x" * 60_000,
+        r"\boxed{" * 100_000,
+        "\\" * 400_000,
+    ):
+        assert think_answer(ROW, text) == open_r1(ROW, text) == boxed(ROW, text) == 0.0
+        assert code_block(ROW, text, language="python") == 0.0
         tag_count(ROW, text)
-    assert time.perf_counter() - start < 2.0
+        open_r1_tag_count(ROW, text)
+    assert time.process_time() - start < 4.0
 
 
 def test_a_weighted_reward_adds_its_parts() -> None:

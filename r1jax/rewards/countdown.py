@@ -13,20 +13,6 @@ from typing import Any
 
 OPEN, CLOSE = "<answer>", "</answer>"
 
-# R1 Nature text, arXiv:2501.12948v2: the words whose count rose five to seven times in R1-Zero.
-REFLECTION_WORDS = (
-    "wait",
-    "mistake",
-    "however",
-    "but",
-    "retry",
-    "error",
-    "verify",
-    "wrong",
-    "evaluate",
-    "check",
-)
-
 _CHARACTERS = re.compile(r"[0-9+\-*/()\s]*")
 _TOKEN = re.compile(r"[0-9]+|[-+*/()]")
 _PRINTED = str.maketrans("×÷−", "*/-")
@@ -146,15 +132,6 @@ def observe(row: Mapping[str, Any], answer: str) -> dict[str, float]:
         "right_numbers": [_operands(steps) == _sorted(numbers) for steps, _ in attempts],
     }
     return seen | {name: sum(right) / len(right) for name, right in shares.items() if right}
-
-
-def observe_prose(row: Mapping[str, Any], answer: str) -> dict[str, float]:
-    """`reflections`: how many of the words that R1 counts as reflection the answer holds.
-
-    For answers in natural language; whole words in any case. Source: arXiv:2501.12948v2.
-    """
-    words = re.findall(r"[a-z]+", answer.lower())
-    return {"reflections": float(sum(word in REFLECTION_WORDS for word in words))}
 
 
 def last_answer(text: str) -> str | None:

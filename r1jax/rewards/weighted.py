@@ -1,12 +1,31 @@
-"""A reward that is the weighted sum of others, with its parts kept for the log."""
+"""A reward that is the weighted sum of others, with its parts kept for the log.
+
+`score` scores one answer, `score_many` all of a rollout, where rules run in a pool of processes
+and a judge is asked about all answers at once.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
-Reward = Callable[[Mapping[str, Any], str], float | None]
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Reward = Callable[[Row, str], float | None]
+Scored = tuple[float | None, dict[str, float]]  # a reward and its parts
+
+
+@dataclass(frozen=True)
+class Batched:
+    """A reward that takes many answers at a time, as a judge does: (rows, answers) -> rewards."""
+
+    many: Callable[[Sequence[Row], Sequence[str]], Sequence[float | None]]
+
+    def __call__(self, row: Row, answer: str) -> float | None:
+        return self.many([row], [answer])[0]
 
 
 @dataclass(frozen=True)
@@ -15,11 +34,11 @@ class Weighted:
 
     terms: Mapping[str, tuple[float, Reward]]
 
-    def __call__(self, row: Mapping[str, Any], answer: str) -> float | None:
+    def __call__(self, row: Row, answer: str) -> float | None:
         """The weighted sum; None if any part could not be judged."""
         return self.total(self.parts(row, answer))
 
-    def parts(self, row: Mapping[str, Any], answer: str) -> dict[str, float]:
+    def parts(self, row: Row, answer: str) -> dict[str, float]:
         """Each part before its weight; those that could not be judged are left out.
 
         Raises:
@@ -58,9 +77,7 @@ def weighted(**terms: tuple[float, Reward]) -> Weighted:
     return Weighted(terms)
 
 
-def score(
-    reward: Reward, row: Mapping[str, Any], answer: str
-) -> tuple[float | None, dict[str, float]]:
+def score(reward: Reward, row: Row, answer: str) -> tuple[float | None, dict[str, float]]:
     """The reward of an answer and its parts, which are {} for any but a `weighted` reward.
 
     The reward is None if it could not be judged.
@@ -72,6 +89,60 @@ def score(
         parts = reward.parts(row, answer)
         return reward.total(parts), parts
     return _number("reward", reward(row, answer)), {}
+
+
+def one_by_one(
+    function: Callable[[Row, str], T], rows: Sequence[Row], answers: Sequence[str]
+) -> list[T | None]:
+    """The function's value for each row and answer, computed here. `Pool.map` does it elsewhere."""
+    return [function(row, answer) for row, answer in zip(rows, answers, strict=True)]
+
+
+def score_many(
+    reward: Reward,
+    rows: Sequence[Row],
+    answers: Sequence[str],
+    *,
+    each: Callable[..., Sequence[Any]] = one_by_one,
+) -> list[Scored]:
+    """What `score` gives for each answer; answer i is to rows[i].
+
+    `Batched` rewards are asked once for all answers, in threads of their own. Meanwhile
+    `each(function, rows, answers)` computes the others: here, or in `r1jax.rewards.pool`. What it
+    gives up on (None in the place of a value) is a reward of None without parts.
+
+    Raises:
+      ValueError: a reward, or a part of it, is not a finite number; or a `Batched` reward gives
+        another number of values than there are answers.
+    """
+    whole = not isinstance(reward, Weighted)
+    terms = {"reward": (1.0, reward)} if whole else dict(reward.terms)
+    batched = {name: term for name, (_, term) in terms.items() if isinstance(term, Batched)}
+    rules = {name: term for name, term in terms.items() if name not in batched}
+    with ThreadPoolExecutor(max_workers=max(1, len(batched))) as threads:
+        asked = {name: threads.submit(term.many, rows, answers) for name, term in batched.items()}
+        judged = each(partial(_parts, rules), rows, answers) if rules else [{}] * len(answers)
+        found = {name: future.result() for name, future in asked.items()}
+    for name, values in found.items():
+        if len(values) != len(answers):
+            raise ValueError(f"{name} must give {len(answers)} values, got {len(values)}")
+    scored: list[Scored] = []
+    for i, parts in enumerate(judged):
+        if parts is None:
+            scored.append((None, {}))
+            continue
+        every = {name: found[name][i] if name in found else parts.get(name) for name in terms}
+        numbers = {name: _number(name, value) for name, value in every.items()}
+        kept = {name: value for name, value in numbers.items() if value is not None}
+        if whole:
+            scored.append((kept.get("reward"), {}))
+        else:
+            scored.append((Weighted(terms).total(kept), kept))
+    return scored
+
+
+def _parts(terms: Mapping[str, tuple[float, Reward]], row: Row, answer: str) -> dict[str, float]:
+    return Weighted(terms).parts(row, answer)
 
 
 def _number(name: str, value: float | None) -> float | None:

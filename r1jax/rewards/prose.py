@@ -1,0 +1,133 @@
+"""Measures of answers in natural language: reflection, steps, repetition, length of thinking."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from r1jax.rewards.language import reasoning
+
+# The words whose count rose five to seven times in R1-Zero: arXiv:2501.12948v2.
+REFLECTION_WORDS = (
+    "wait",
+    "mistake",
+    "however",
+    "but",
+    "retry",
+    "error",
+    "verify",
+    "wrong",
+    "evaluate",
+    "check",
+)
+# What stands for them in Chinese. The paper has no such list: these are dictionary words. Text
+# without spaces is matched from the left, and "等等" is found where it means "and so on" too.
+REFLECTION_WORDS_CHINESE = (
+    "等一下",
+    "等等",
+    "且慢",
+    "稍等",
+    "失误",
+    "出错",
+    "错误",
+    "错了",
+    "不对",
+    "然而",
+    "不过",
+    "但是",
+    "可是",
+    "重试",
+    "再试",
+    "重新",
+    "验证",
+    "验算",
+    "评估",
+    "检查",
+    "核对",
+)
+
+_ENGLISH = re.compile(r"[a-z]+")
+_CHINESE = re.compile("|".join(REFLECTION_WORDS_CHINESE))
+# Open-R1's pattern. It has no MULTILINE flag, so the number of a list counts only where the whole
+# text begins with it.
+_STEP = re.compile(r"(Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,)")
+
+
+def observe(row: Mapping[str, Any], answer: str) -> dict[str, float]:
+    """What the log shows of how an answer was written.
+
+    reflections            words of R1's list, whole and in any case, and their Chinese counterparts
+    steps                  marks of steps, as `reasoning_steps` counts them
+    repeated               share of its 20-grams of words that stood in it before
+    characters             length of the text
+    reasoning_characters   length of its part before `</think>`
+
+    Source of the list: arXiv:2501.12948v2.
+    """
+    return {
+        "reflections": float(reflections(answer)),
+        "steps": float(len(_STEP.findall(answer))),
+        "repeated": repeated_share(answer.lower().split(), size=20),
+        "characters": float(len(answer)),
+        "reasoning_characters": float(len(reasoning(answer))),
+    }
+
+
+def reflections(text: str) -> int:
+    """How many of the words that R1 counts as reflection a text holds, English and Chinese."""
+    english = sum(word in REFLECTION_WORDS for word in _ENGLISH.findall(text.lower()))
+    return english + sum(1 for _ in _CHINESE.finditer(text))
+
+
+def reasoning_steps(row: Mapping[str, Any], answer: str, *, enough: int = 3) -> float:
+    """The number of marks of steps divided by `enough`, at most 1.0.
+
+    Marks are `Step 1:`, bullets at the start of a line, `First,`, `Second,`, `Next,`, `Finally,`,
+    and one `1.` at the very start of the text: the published pattern finds no other.
+
+    Source: `reasoning_steps_reward`, github.com/huggingface/open-r1, src/open_r1/rewards.py.
+    """
+    if enough < 1:
+        raise ValueError(f"enough must be >= 1 step, got {enough}")
+    return min(1.0, len(_STEP.findall(answer)) / enough)
+
+
+def repetition(
+    row: Mapping[str, Any],
+    answer: str,
+    *,
+    size: int = 3,
+    penalty: float = -1.0,
+    split: Callable[[str], Sequence[str]] = str.split,
+) -> float:
+    """`penalty` times the share of the answer's n-grams of words that stood in it before.
+
+    Words are what `split` makes of the text in lower case. A text with fewer than `size` words
+    scores 0.0. `str.split` sees a whole Chinese sentence as one word: pass `list` to count
+    characters, with a larger `size`.
+
+    Raises:
+      ValueError: `size` < 1 or `penalty` > 0.
+
+    Source: arXiv:2502.03373, appendix C.2; `get_repetition_penalty_reward`,
+    github.com/huggingface/open-r1, src/open_r1/rewards.py.
+    """
+    if penalty > 0:
+        raise ValueError(f"penalty must be <= 0, got {penalty}")
+    return penalty * repeated_share(split(answer.lower()), size=size)
+
+
+def repeated_share(words: Sequence[str], *, size: int) -> float:
+    """The share of the n-grams of `size` words that are not the first of their kind; 0.0 of none.
+
+    Raises:
+      ValueError: `size` < 1.
+    """
+    if size < 1:
+        raise ValueError(f"size must be >= 1 word, got {size}")
+    total = len(words) - size + 1
+    if total < 1:
+        return 0.0
+    # Not slices: a long answer would be copied `size` times.
+    distinct = set(zip(*(islice(words, i, None) for i in range(size)), strict=False))
+    return 1.0 - len(distinct) / total
