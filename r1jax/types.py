@@ -40,7 +40,10 @@ class Rollout(struct.PyTreeNode, kw_only=True):
     slot_steps: Int[Array, ""]  # slots decoded, summed over the steps
     reward: Float[Array, " B"] | None = None  # nan: could not be judged
     logp_old: Float[Array, "B A"] | None = None  # the trainer's, before the first update
-    logp_ref: Float[Array, "B A"] | None = None  # the frozen model's
+    logp_ref: Float[Array, "B A"] | None = None  # the frozen model's, or a teacher's
+    entropy: Float[Array, "B A"] | None = None  # of the policy that `logp_old` is of
+    value: Float[Array, "B A"] | None = None  # the critic's return expected before each token
+    process: Float[Array, "B A"] | None = None  # a process reward model's reward of each token
 
 
 class Batch(struct.PyTreeNode, kw_only=True):
@@ -51,6 +54,9 @@ class Batch(struct.PyTreeNode, kw_only=True):
     is what a token's loss counts for in the sum over the whole update, so that a loss is a plain
     sum and does not depend on packing, micro-batches or devices; it is 0 where `mask` is False.
     `num_tokens` is the count of `mask` over the whole update: per-token metrics divide by it.
+
+    What is said of a whole sequence stands at each of its tokens: its outcome, its label (1 for
+    the better answer of a pair, 0 for the worse). The two sequences of a pair lie in one row.
     """
 
     tokens: Int[Array, "B T"]
@@ -63,6 +69,11 @@ class Batch(struct.PyTreeNode, kw_only=True):
     logp_rollout: Float[Array, "B T"] | None = None
     logp_old: Float[Array, "B T"] | None = None
     logp_ref: Float[Array, "B T"] | None = None
+    entropy: Float[Array, "B T"] | None = None  # of the policy in training, with its gradient
+    value_old: Float[Array, "B T"] | None = None  # the critic's, before the first update
+    target: Float[Array, "B T"] | None = None  # a return, or the sequence's outcome or label
+    pair: Int[Array, "B T"] | None = None  # 1, 2, ... in each row; 0: in no pair
+    kl_estimate: Float[Array, ""] | None = None  # KTO's reference point, one for the update
 
 
 class TrainState(struct.PyTreeNode, kw_only=True):

@@ -1,3 +1,4 @@
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -185,3 +186,345 @@ def test_a_rollout_that_lacks_what_is_asked_for_is_refused():
     uneven = replace(rollout, prompt=rollout.prompt[:2], answer=rollout.answer[:3])
     with pytest.raises(ValueError, match="B=3, N=2"):
         advantages.grpo(uneven)
+
+
+# --------------------------------------------------------------------------- other baselines
+
+
+def lengths_of(rollout):
+    return np.asarray(rollout.answer_length).tolist()
+
+
+def whitened(rows):
+    """All numbers of ragged rows with mean 0 and deviation 1 (ddof 1)."""
+    every = np.concatenate([np.asarray(row, np.float64) for row in rows])
+    return [(np.asarray(row) - every.mean()) / math.sqrt(every.var(ddof=1) + 1e-8) for row in rows]
+
+
+def assert_ragged(got, rows, rtol=1e-4, atol=1e-5):
+    for i, row in enumerate(rows):
+        np.testing.assert_allclose(got[i, : len(row)], row, rtol=rtol, atol=atol)
+        np.testing.assert_array_equal(got[i, len(row) :], 0.0)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_batch_advantages_have_the_groups_mean_and_the_batchs_deviation(ddof):
+    rewards = np.random.default_rng(5).normal(1, 2, 12).astype(np.float32)
+    got = advantages.batch_advantages(jnp.asarray(rewards), group=4, ddof=ddof)
+    exact = rewards.astype(np.float64)
+    gap = exact - exact.reshape(3, 4).mean(1).repeat(4)
+    np.testing.assert_allclose(got, gap / exact.std(ddof=ddof), rtol=1e-4, atol=1e-5)
+
+
+def test_reinforce_baseline_scales_the_gaps_by_their_own_deviation():
+    rewards = np.random.default_rng(6).normal(1, 2, 12).astype(np.float32)
+    got = advantages.reinforce_baseline(jnp.asarray(rewards), group=4)
+    exact = rewards.astype(np.float64)
+    gap = exact - exact.reshape(3, 4).mean(1).repeat(4)
+    np.testing.assert_allclose(got, gap / gap.std(ddof=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function", [advantages.batch_advantages, advantages.reinforce_baseline], ids=["batch", "gap"]
+)
+def test_batch_scaled_groups_of_equal_rewards_get_zero_and_unjudged_answers_are_left_out(function):
+    nan = float("nan")
+    got = function(jnp.array([1.1, 1.1, 1.1, 0.0, 1.0, 3.0]), group=3)
+    np.testing.assert_array_equal(got[:3], 0.0)
+    assert (np.asarray(got[3:]) != 0).all()
+    np.testing.assert_array_equal(function(jnp.full(9, 1.1), group=3), 0.0)
+    left_out = function(jnp.array([1.0, nan, 0.0, 0.5, 2.0, nan]), group=3)
+    rest = jnp.array([1.0, 0.0, 0.5, 2.0])
+    np.testing.assert_allclose(
+        left_out[jnp.array([0, 2, 3, 4])], function(rest, group=2), rtol=1e-5
+    )
+    assert left_out[1] == left_out[5] == 0
+    np.testing.assert_array_equal(function(jnp.full(4, nan), group=2), 0.0)
+
+
+def every_set_advantages(right, k):
+    """Pass@k training by its definition: all sets of k answers, scored and normalised."""
+    sets = list(itertools.combinations(range(len(right)), k))
+    scores = np.array([float(any(right[i] for i in each)) for each in sets])
+    if scores.std() == 0:
+        return np.zeros(len(right))
+    normal = (scores - scores.mean()) / scores.std()
+    return [
+        np.mean([a for a, each in zip(normal, sets, strict=True) if i in each])
+        for i in range(len(right))
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+def test_pass_at_k_advantages_are_means_over_every_set_of_k(k):
+    groups = [[int(i < c) for i in range(6)] for c in range(7)]
+    reward = jnp.asarray(np.array(groups, np.float32).reshape(-1))
+    got = advantages.pass_at_k_advantages(reward, group=6, k=k)
+    expected = np.concatenate([every_set_advantages(group, k) for group in groups])
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    equal = np.asarray(got).reshape(7, 6)[[0, 6]]
+    np.testing.assert_array_equal(equal, 0.0)
+
+
+def test_pass_at_one_advantages_are_those_of_grpo():
+    reward = jnp.array([1.0, 0.0, 0.0, 0.0])
+    got = advantages.pass_at_k_advantages(reward, group=4, k=1)
+    np.testing.assert_allclose(got, np.array([3.0, -1, -1, -1]) / math.sqrt(3), rtol=1e-6)
+
+
+def test_pass_at_k_leaves_out_unjudged_answers_and_small_groups():
+    nan = float("nan")
+    got = advantages.pass_at_k_advantages(
+        jnp.array([1.0, nan, 0.0, 0.2, 1.0, nan, nan, nan]), group=4, k=2
+    )
+    expected = every_set_advantages([1, 0, 0], 2)
+    np.testing.assert_allclose(got[jnp.array([0, 2, 3])], expected, rtol=1e-5)
+    np.testing.assert_array_equal(got[jnp.array([1, 4, 5, 6, 7])], 0.0)
+    with pytest.raises(ValueError, match=r"k must be in \[1, group=4\], got 5"):
+        advantages.pass_at_k_advantages(jnp.zeros(4), group=4, k=5)
+
+
+def test_sources_of_reward_are_compared_apart_and_then_summed():
+    rng = np.random.default_rng(8)
+    reward = rng.normal(size=(6, 2)).astype(np.float32) * np.array([1, 100], np.float32)
+    for scale in (True, False):
+        function = partial(advantages.group_advantages, group=3, scale=scale)
+        got = advantages.over_sources(jnp.asarray(reward), weight=(2.0, 0.5), advantage=function)
+        parts = [paper_advantages(reward[:, s], 3, scale, 1, 1e-6) for s in (0, 1)]
+        np.testing.assert_allclose(
+            got, 2 * np.array(parts[0]) + np.array(parts[1]) / 2, rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(ValueError, match="got 1 for 2"):
+        advantages.over_sources(jnp.asarray(reward), weight=(1.0,), advantage=function)
+
+
+def test_a_source_that_could_not_judge_an_answer_leaves_out_only_itself():
+    nan = float("nan")
+    reward = jnp.array([[1.0, nan], [0.0, 2.0], [0.0, 4.0]])
+    got = advantages.over_sources(
+        reward, weight=(1.0, 1.0), advantage=partial(advantages.leave_one_out, group=3)
+    )
+    np.testing.assert_allclose(got, [1.0, -0.5 - 2, -0.5 + 2], rtol=1e-6)
+
+
+def test_token_rewards_are_compared_with_the_mean_token_of_the_other_answers():
+    rollout = make_rollout(np.random.default_rng(9))
+    reward = np.asarray(rollout.logp_ref, np.float64)
+    lengths = lengths_of(rollout)
+    means = [reward[i, :n].mean() for i, n in enumerate(lengths)]
+    rows = []
+    for i, n in enumerate(lengths):
+        others = [means[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
+        rows.append(reward[i, :n] - np.mean(others))
+    mask = advantages.answer_mask(rollout)
+    dirty = jnp.where(mask, rollout.logp_ref, jnp.nan)
+    assert_ragged(advantages.leave_one_out_tokens(dirty, mask, group=4), rows)
+
+
+def test_whitening_gives_mean_zero_and_deviation_one_over_the_masked_tokens():
+    rng = np.random.default_rng(10)
+    x, mask = rng.normal(3, 5, (4, 7)).astype(np.float32), rng.random((4, 7)) < 0.6
+    got = np.asarray(advantages.whiten(jnp.asarray(np.where(mask, x, np.nan)), jnp.asarray(mask)))
+    exact = x[mask].astype(np.float64)
+    np.testing.assert_allclose(
+        got[mask], (exact - exact.mean()) / exact.std(ddof=1), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(got[~mask], 0.0)
+    for value in (0.1, 1.1, -3.3):
+        equal = advantages.whiten(jnp.full((4, 7), value), jnp.asarray(mask))
+        np.testing.assert_array_equal(equal, 0.0)
+    np.testing.assert_array_equal(advantages.whiten(jnp.ones((2, 2)), jnp.zeros((2, 2), bool)), 0.0)
+
+
+# --------------------------------------------------------------------------- token by token
+
+
+def paper_token_rewards(rollout, weight=0.0):
+    """Each answer's rewards by token: the outcome at the last, minus weight * k1 at each."""
+    rows = []
+    for i, n in enumerate(lengths_of(rollout)):
+        old, ref = (np.asarray(x, np.float64)[i, :n] for x in (rollout.logp_old, rollout.logp_ref))
+        row = -weight * (old - ref)
+        row[-1] += float(rollout.reward[i])
+        rows.append(row)
+    return rows
+
+
+def paper_returns(row, gamma):
+    return [sum(gamma ** (s - t) * row[s] for s in range(t, len(row))) for t in range(len(row))]
+
+
+@pytest.mark.parametrize(("gamma", "weight"), [(1.0, 0.0), (0.9, 0.2)])
+def test_reinforce_sums_the_rewards_of_tokens_and_its_plus_plus_whitens_them(gamma, weight):
+    rollout = make_rollout(np.random.default_rng(11))
+    settings = {"gamma": gamma, "kl": kl.k1, "kl_weight": weight}
+    rows = [paper_returns(row, gamma) for row in paper_token_rewards(rollout, weight)]
+    assert_ragged(advantages.monte_carlo(rollout, **settings), rows)
+    assert_ragged(advantages.reinforce_plus_plus(rollout, **settings), whitened(rows))
+
+
+def test_reinforce_plus_plus_of_equal_rewards_is_exactly_zero():
+    rollout = make_rollout(np.random.default_rng(12), reward=jnp.full(12, 1.1))
+    for function in (advantages.reinforce_plus_plus, advantages.reinforce_plus_plus_baseline):
+        np.testing.assert_array_equal(function(rollout), 0.0)
+
+
+def paper_ppo(rollout, gamma, lam, weight):
+    rows = []
+    for i, row in enumerate(paper_token_rewards(rollout, weight)):
+        value = [*np.asarray(rollout.value, np.float64)[i, : len(row)], 0.0]
+        errors = [r + gamma * value[t + 1] - value[t] for t, r in enumerate(row)]
+        rows.append(np.array(paper_returns(errors, gamma * lam)))
+    return rows
+
+
+def test_ppo_is_gae_of_the_token_rewards_and_its_targets_are_the_returns():
+    rng = np.random.default_rng(13)
+    rollout = make_rollout(rng, value=jnp.asarray(rng.normal(size=(12, 6)).astype(np.float32)))
+    settings = {"gamma": 0.98, "lam": 0.9, "kl": kl.k1, "kl_weight": 0.2}
+    rows = paper_ppo(rollout, 0.98, 0.9, 0.2)
+    assert_ragged(advantages.ppo(rollout, whitened=False, **settings), rows)
+    assert_ragged(advantages.ppo(rollout, **settings), whitened(rows))
+    targets = [row + np.asarray(rollout.value)[i, : len(row)] for i, row in enumerate(rows)]
+    assert_ragged(advantages.value_targets(rollout, **settings), targets)
+    with pytest.raises(ValueError, match="value=None"):
+        advantages.ppo(replace(rollout, value=None))
+
+
+def paper_prime(rollout, process_weight, outcome_weight, gamma, scaled):
+    lengths = lengths_of(rollout)
+    rewards = [float(r) for r in rollout.reward]
+    process = [np.asarray(rollout.process, np.float64)[i, :n] for i, n in enumerate(lengths)]
+    if scaled:
+        largest = max(abs(x) for row in process for x in paper_returns(row, 1.0))
+        process = [row / (largest + 1e-6) for row in process]
+    rows = []
+    for i, row in enumerate(process):
+        others = [j for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
+        baseline = np.mean([process[j].mean() for j in others])
+        outcome = rewards[i] - np.mean([rewards[j] for j in others])
+        credit = np.array(paper_returns(row - baseline, gamma))
+        rows.append(process_weight * credit + outcome_weight * outcome)
+    return rows
+
+
+@pytest.mark.parametrize(("gamma", "scaled"), [(1.0, True), (0.9, False)])
+def test_prime_adds_process_returns_and_outcomes_each_against_the_other_answers(gamma, scaled):
+    rng = np.random.default_rng(14)
+    process = rng.normal(0, 0.3, (12, 6)).astype(np.float32)
+    rollout = make_rollout(rng, process=jnp.asarray(process))
+    settings = {"process_weight": 0.7, "outcome_weight": 1.5, "gamma": gamma, "scaled": scaled}
+    rows = paper_prime(rollout, 0.7, 1.5, gamma, scaled)
+    assert_ragged(advantages.prime(rollout, whitened=False, **settings), rows)
+    assert_ragged(advantages.prime(rollout, **settings), whitened(rows))
+    with pytest.raises(ValueError, match="process=None"):
+        advantages.prime(replace(rollout, process=None))
+
+
+def test_primes_process_rewards_worked_by_hand():
+    rollout = make_rollout(
+        np.random.default_rng(0),
+        prompts=1,
+        group=2,
+        width=2,
+        answer_length=jnp.array([2, 1]),
+        reward=jnp.array([1.0, 0.0]),
+        process=jnp.array([[0.5, 0.25], [-1.0, 7.0]]),
+    )
+    # Baselines: the other's mean, -1 and 0.375. Tokens 1.5, 1.25 | -1.375; outcomes +1 | -1.
+    got = advantages.prime(rollout, scaled=False, whitened=False)
+    np.testing.assert_allclose(got, [[3.75, 2.25], [-2.375, 0.0]])
+
+
+def test_an_unjudged_answer_gets_zero_and_changes_no_other_answers_advantage():
+    rng = np.random.default_rng(15)
+    more = {
+        n: jnp.asarray(rng.normal(size=(12, 6)).astype(np.float32)) for n in ("value", "process")
+    }
+    rollout = make_rollout(rng, answer_length=jnp.full(12, 6), **more)
+    reward = jnp.asarray(rollout.reward).at[jnp.array([1, 6])].set(jnp.nan)
+    functions = [
+        advantages.batch_scaled,
+        partial(advantages.pass_at_k, k=2, right=0.0),
+        advantages.monte_carlo,
+        advantages.reinforce_plus_plus,
+        advantages.reinforce_plus_plus_baseline,
+        partial(advantages.ppo, lam=0.9),
+        advantages.prime,
+    ]
+    unread = {n: jnp.asarray(x).at[jnp.array([1, 6])].set(99.0) for n, x in more.items()}
+    for function in functions:
+        got = function(replace(rollout, reward=reward))
+        np.testing.assert_array_equal(got[jnp.array([1, 6])], 0.0)
+        assert np.isfinite(got).all()
+        same = function(replace(rollout, reward=reward, **unread))
+        np.testing.assert_array_equal(got, same)
+    targets = advantages.value_targets(replace(rollout, reward=reward))
+    np.testing.assert_array_equal(targets[1], more["value"][1])
+
+
+def test_nothing_past_the_end_of_an_answer_is_read():
+    rng = np.random.default_rng(16)
+    more = {
+        n: jnp.asarray(rng.normal(size=(12, 6)).astype(np.float32)) for n in ("value", "process")
+    }
+    rollout = make_rollout(rng, **more)
+    past = ~advantages.answer_mask(rollout)
+    names = ("value", "process", "logp_old", "logp_ref")
+    dirty = {n: jnp.where(past, jnp.nan, jnp.asarray(getattr(rollout, n))) for n in names}
+    for function in (
+        partial(advantages.ppo, kl=kl.k1, kl_weight=0.1),
+        advantages.value_targets,
+        advantages.prime,
+        advantages.on_policy_distillation,
+        partial(advantages.reinforce_plus_plus, kl=kl.k2, kl_weight=0.1),
+    ):
+        np.testing.assert_array_equal(function(replace(rollout, **dirty)), function(rollout))
+
+
+def test_on_policy_distillation_has_the_gradient_of_the_reverse_kl():
+    """Every token once, weighted with its probability: the exact mean over samples."""
+    student = jnp.array([0.3, -0.9, 1.2, 0.1])
+    teacher = jnp.array([-0.2, 0.5, 0.9, -0.3])
+    rollout = make_rollout(
+        np.random.default_rng(0),
+        prompts=1,
+        group=4,
+        width=1,
+        answer_length=jnp.ones(4, jnp.int32),
+        reward=None,
+        logp_old=jax.nn.log_softmax(student)[:, None],
+        logp_ref=jax.nn.log_softmax(teacher)[:, None],
+    )
+    advantage = advantages.on_policy_distillation(rollout)[:, 0]
+
+    def surrogate(logits):
+        return -jnp.sum(jax.nn.softmax(student) * advantage * jax.nn.log_softmax(logits))
+
+    def reverse_kl(logits):
+        p = jax.nn.softmax(logits)
+        return jnp.sum(p * (jnp.log(p) - jax.nn.log_softmax(teacher)))
+
+    np.testing.assert_allclose(
+        jax.grad(surrogate)(student), jax.grad(reverse_kl)(student), rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="teacher"):
+        advantages.on_policy_distillation(replace(rollout, logp_ref=None))
+
+
+def test_overlong_answers_are_penalised_as_in_dapo_and_the_penalty_shapes_any_advantage():
+    rollout = make_rollout(
+        np.random.default_rng(17),
+        prompts=1,
+        group=6,
+        answer_length=jnp.array([100, 16384, 18432, 20480, 20481, 30000]),
+    )
+    got = advantages.overlong_penalty(rollout, limit=20480, buffer=4096)
+    np.testing.assert_allclose(got, [0, 0, -0.5, -1, -1, -1])
+    shape = partial(advantages.overlong_penalty, limit=20480, buffer=4096, factor=0.5)
+    np.testing.assert_allclose(shape(rollout), np.asarray(got) / 2)
+    shaped = advantages.shaped(rollout, advantage=advantages.rloo, shape=shape)
+    by_hand = advantages.rloo(replace(rollout, reward=rollout.reward + shape(rollout)))
+    np.testing.assert_array_equal(shaped, by_hand)
+    with pytest.raises(ValueError, match=r"buffer must be in \[1, limit=10\]"):
+        advantages.overlong_penalty(rollout, limit=10, buffer=11)

@@ -16,6 +16,7 @@ ABOVE = "(all above)"
 # it; those are rows above it. Modules about the same thing share a line.
 ROWS = {
     "settings": "",
+    "schedules": "",
     "types": "",
     "host": "",
     "deferred": "",

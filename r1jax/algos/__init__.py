@@ -1,1 +1,1 @@
-"""What is optimised: advantages, losses, KL estimates and the weights of tokens, all on arrays."""
+"""What is optimised: advantages, losses, KL estimates, weights and choice of tokens, on arrays."""

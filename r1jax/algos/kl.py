@@ -10,8 +10,12 @@ token. Its mean over samples estimates the KL; its gradient is another matter, a
                 KL(policy || reference).
 
 That is for samples of the policy itself; after several updates on one rollout it holds roughly.
+Multiplied by the ratio pi / pi_old with its gradient (`policy_loss(kl_unbiased=True)`), k1 and k3
+are unbiased for samples of the old policy, and in a loss their gradient is that of
+KL(policy || reference).
 
-Source: J. Schulman, "Approximating KL divergence" (2020), for the three estimates.
+Source: J. Schulman, "Approximating KL divergence" (2020), for the three estimates; DeepSeek-V3.2,
+arXiv:2512.02556, for the ratio.
 """
 
 import jax.numpy as jnp
@@ -39,3 +43,21 @@ def k3(logp: Float[Array, "..."], logp_ref: Float[Array, "..."]) -> Float[Array,
     gap = logp_ref - logp
     # Not exp(gap) - 1: where the two models nearly agree it has no correct digit left.
     return jnp.expm1(gap) - gap
+
+
+def adapted_weight(
+    weight: float, kl: float, *, target: float, gain: float = 0.1, bound: float = 0.2
+) -> float:
+    """The weight of the KL term for the next update, larger if `kl` came out above `target`.
+
+    weight * (1 + gain * clip(kl / target - 1, -bound, bound)): with the defaults it changes by at
+    most 2% an update. `kl` is in the unit of `target`: per token, or per answer as in the paper.
+
+    Raises:
+      ValueError: `target` is not above 0.
+
+    Source: Ziegler et al., arXiv:1909.08593, section 2.2, K = 0.1 and the clip at 0.2.
+    """
+    if not target > 0:
+        raise ValueError(f"target must be > 0 nats, got {target}")
+    return weight * (1 + gain * min(max(kl / target - 1, -bound), bound))

@@ -22,10 +22,19 @@ def sequence_mean(mask: Bool[np.ndarray, "B A"]) -> Float[np.ndarray, "B A"]:
     return (mask / (tokens * max(len(mask), 1))).astype(np.float32)
 
 
+def sequence_sum(mask: Bool[np.ndarray, "B A"]) -> Float[np.ndarray, "B A"]:
+    """1 / B: the mean over answers of the sum over their tokens.
+
+    Source: DeepSeek-R1, arXiv:2501.12948, eq. 1, which has no 1 / tokens, with a ratio by token.
+    """
+    mask = np.asarray(mask, bool)
+    return (mask / max(len(mask), 1)).astype(np.float32)
+
+
 def token_mean(mask: Bool[np.ndarray, "B A"]) -> Float[np.ndarray, "B A"]:
     """1 / (tokens of all answers): the mean over tokens, whichever answer they are in.
 
-    Source: DAPO, arXiv:2503.14476.
+    Source: DAPO, arXiv:2503.14476; TRL's "dapo", and its "bnpo" with one batch to an update.
     """
     mask = np.asarray(mask, bool)
     return (mask / max(mask.sum(), 1)).astype(np.float32)
