@@ -1,6 +1,7 @@
 """What every test runs under: four CPU devices, strict promotion, checked shapes, no network."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,3 +46,16 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with checkpoint.open_checkpoints(folder / "checkpoints" / stage) as store:
             store.save(step, {"params": params, "more": params["embed"]}, {})
     return folder
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A way to confine programs that works on this machine; no sandbox is left at the end."""
+    from r1jax.rewards import code, sandbox
+
+    try:
+        sandbox.start(request.param).close()
+    except sandbox.SandboxError as error:
+        pytest.skip(f"{request.param} cannot work here: {error}")
+    yield request.param
+    code.close_idle()
