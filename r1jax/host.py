@@ -23,6 +23,9 @@ def one_device_per_core() -> None:
     Rows and slots are then split over the cores, which meet once in a while, where one device's
     threads meet in every small operation: sleeping and waking them takes longer than the work
     (BENCHMARKS.md). Devices are a power of two, as the counts that they split usually are.
+
+    Programs are dispatched one at a time. With several in flight, collectives of one can hold all
+    threads of XLA's pool while those of another wait for a thread: a deadlock, seen after 65 steps.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(1 << ((cores or 1).bit_length() - 1), MAX_DEVICES)
@@ -30,6 +33,7 @@ def one_device_per_core() -> None:
     if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_cpu_multi_thread_eigen" in flags:
         return
     os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
+    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
     os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
 
 
