@@ -24,8 +24,10 @@ def one_device_per_core() -> None:
     threads meet in every small operation: sleeping and waking them takes longer than the work
     (BENCHMARKS.md). Devices are a power of two, as the counts that they split usually are.
 
-    Programs are dispatched one at a time. With several in flight, collectives of one can hold all
-    threads of XLA's pool while those of another wait for a thread: a deadlock, seen after 65 steps.
+    XLA's pool has as many threads as there are devices. One that waits in a collective can have a
+    piece of another device's matmul in its queue: a deadlock, met once in some thousand updates.
+    So nothing that is split over these devices alone may hold a collective (see
+    `loops.step.sum_parts`), and tests of those that do have more threads (NPROC).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(1 << ((cores or 1).bit_length() - 1), MAX_DEVICES)
@@ -33,7 +35,6 @@ def one_device_per_core() -> None:
     if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_cpu_multi_thread_eigen" in flags:
         return
     os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
-    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
     os.environ["XLA_FLAGS"] = f"{flags} {ONE_THREAD}".strip()
 
 

@@ -10,9 +10,10 @@ from r1jax import metrics, settings, sharding
 from r1jax.checkpoint import numbers
 from r1jax.data import tokenizer as tokenizers
 from r1jax.loops import rl, supervised
-from r1jax.loops.run import Context, stream_key
+from r1jax.loops.run import Context, Scorer, stream_key
 from r1jax.models import decoder
-from r1jax.rewards.weighted import score
+from r1jax.rewards.pool import open_pool
+from r1jax.rewards.weighted import score_many
 from r1jax.types import Params
 
 
@@ -62,7 +63,10 @@ def run(
             if isinstance(stage, settings.Supervised):
                 params = supervised.train(stage, context, params)
             else:
-                params = rl.train(stage, context, params, score=partial(score, stage.reward))
+                with open_pool(workers=stage.reward_workers, seconds=stage.reward_seconds) as pool:
+                    reward = partial(score_many, stage.reward, each=pool.map)
+                    scorer = Scorer(reward=reward, each=pool.map)
+                    params = rl.train(stage, context, params, scorer=scorer)
         return params
 
 

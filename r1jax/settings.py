@@ -200,7 +200,7 @@ class Reinforce:
 
     name: str
     task: Task
-    steps: int  # rollouts
+    steps: int
     prompts: int  # problems in one rollout
     group: int  # answers to each problem
     engine: Engine
@@ -209,6 +209,11 @@ class Reinforce:
     loss: Callable[..., Any]  # (logp, batch) -> (scalar, metrics)
     weight: Callable[..., Any]  # (mask [B, A]) -> [B, A]: how tokens are added up in the loss
     optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
+    select: Callable[..., Any] | None = None  # (reward [B], group=G) -> [N]: prompts worth keeping
+    rounds: int = 1  # rollouts of fresh prompts in a step, at the most, until `prompts` are kept
+    old: Literal["sampler", "trainer"] = "sampler"  # whose log-probs the ratio's lower part has
+    reward_workers: int = 0  # processes that score; 0: this one, and nothing stops an answer
+    reward_seconds: float = 10.0  # a worker has for one answer before it is killed
     minibatches: int = 1  # updates for one pass over a rollout
     epochs: int = 1  # passes over a rollout
     row_length: int  # tokens in a packed row of the update
@@ -227,6 +232,12 @@ class Reinforce:
                 f"group must be >= 2: an answer is scored against the others "
                 f"to its prompt, got {self.group}"
             )
+        if self.rounds < 1 or (self.rounds > 1 and self.select is None):
+            raise ValueError(
+                f"rounds must be >= 1, and more than 1 needs select, got {self.rounds}"
+            )
+        if self.select is not None and self.minibatches > 1:
+            raise ValueError("select leaves any number of prompts: minibatches must be 1")
         if (self.prompts * self.group) % self.minibatches:
             raise ValueError(
                 f"prompts * group must be a multiple of minibatches, "

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from r1jax.algos import selection
+from r1jax.rollout import answers
 from r1jax.types import Rollout
 
 NAN = float("nan")
@@ -51,21 +52,21 @@ def test_groups_that_are_not_whole_are_refused(function):
 
 def test_taking_prompts_takes_all_their_answers():
     rollout = make_rollout()
-    got = selection.take(rollout, np.array([False, True, True]))
+    got = answers.take(rollout, np.array([False, True, True]))
     np.testing.assert_array_equal(got.prompt, rollout.prompt[1:])
     np.testing.assert_array_equal(got.prompt_length, rollout.prompt_length[1:])
     for name in ("answer", "answer_length", "finished", "logp_rollout", "reward", "entropy"):
         np.testing.assert_array_equal(getattr(got, name), getattr(rollout, name)[2:])
     assert got.logp_ref is None and got.slot_steps == 20
     with pytest.raises(ValueError, match="choice for each of 3 prompts"):
-        selection.take(rollout, np.array([True]))
+        answers.take(rollout, np.array([True]))
     with pytest.raises(ValueError, match="B=5, N=3"):
-        selection.take(replace(rollout, answer=rollout.answer[:5]), np.ones(3, bool))
+        answers.take(replace(rollout, answer=rollout.answer[:5]), np.ones(3, bool))
 
 
 def test_rollouts_of_several_rounds_become_one():
     first, second = make_rollout(width=4), make_rollout(prompts=1, width=6, seed=1)
-    got = selection.concatenate([first, second])
+    got = answers.concatenate([first, second])
     assert got.answer.shape == (8, 6) and got.prompt.shape == (4, 5)
     np.testing.assert_array_equal(got.answer[:6, :4], first.answer)
     np.testing.assert_array_equal(got.answer[:6, 4:], 0)
@@ -73,12 +74,12 @@ def test_rollouts_of_several_rounds_become_one():
     np.testing.assert_array_equal(got.reward, [*first.reward, *second.reward])
     assert got.decode_steps == 14 and got.slot_steps == 40
     assert got.answer.dtype == np.int32 and got.logp_rollout.dtype == np.float32
-    parts = [selection.take(got, np.arange(4) < 3), selection.take(got, np.arange(4) >= 3)]
-    np.testing.assert_array_equal(selection.concatenate(parts).answer, got.answer)
+    parts = [answers.take(got, np.arange(4) < 3), answers.take(got, np.arange(4) >= 3)]
+    np.testing.assert_array_equal(answers.concatenate(parts).answer, got.answer)
     with pytest.raises(ValueError, match="same fields"):
-        selection.concatenate([first, replace(second, entropy=None)])
+        answers.concatenate([first, replace(second, entropy=None)])
     with pytest.raises(ValueError, match="at least one"):
-        selection.concatenate([])
+        answers.concatenate([])
 
 
 def test_a_full_update_is_put_together_from_groups_with_signal():
@@ -87,11 +88,11 @@ def test_a_full_update_is_put_together_from_groups_with_signal():
     for round_number in range(8):
         reward = np.random.default_rng(round_number).integers(0, 2, 6).astype(np.float32)
         rollout = make_rollout(seed=round_number, reward=reward)
-        kept.append(selection.take(rollout, selection.has_signal(reward, group=2)))
+        kept.append(answers.take(rollout, selection.has_signal(reward, group=2)))
         if sum(len(each.prompt) for each in kept) >= need:
             break
-    whole = selection.concatenate(kept)
-    full = selection.take(whole, np.arange(len(whole.prompt)) < need)
+    whole = answers.concatenate(kept)
+    full = answers.take(whole, np.arange(len(whole.prompt)) < need)
     assert len(full.prompt) == need and round_number > 0
     assert selection.has_signal(full.reward, group=2).all()
 

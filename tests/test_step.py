@@ -156,7 +156,7 @@ def test_the_trainers_log_probabilities_do_not_depend_on_packing() -> None:
         packing, batches = pack_answers(
             rollout, np.arange(8), none, row_length=row_length, micro_rows=1
         )
-        rows = np.concatenate([make_logp(CFG)(params, batch) for batch in batches])
+        rows = np.concatenate([make_logp(CFG)(params, batch)[0] for batch in batches])
         start = packing.offset + packing.length - rollout.answer_length
         found.append(
             np.concatenate(
@@ -190,6 +190,6 @@ def test_temperature_divides_the_logits() -> None:
     )
     logp = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T / 0.5)
     expected = np.take_along_axis(np.asarray(logp), batch.tokens[:, 1:, None], -1)[..., 0]
-    found = np.asarray(make_logp(CFG, temperature=0.5)(params, batch))[:, 1:]
+    found = np.asarray(make_logp(CFG, temperature=0.5)(params, batch)[0])[:, 1:]
     real = batch.position[:, 1:] > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5)

@@ -1,14 +1,10 @@
 """Which prompts and which tokens an update learns from. On the host, on numpy arrays.
 
-Prompts: `has_signal` and `within_band` say which groups are worth an update; `take` and
-`concatenate` put a full rollout together from those of several rounds of sampling. Tokens: a
+Prompts: `has_signal` and `within_band` say which groups are worth an update. Tokens: a
 choice of them is (rollout) -> [B, A], True where a token counts; weights are multiplied by it, and
 normalisers stay those of all tokens.
 """
 
-from collections.abc import Sequence
-
-import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -55,47 +51,6 @@ def within_band(
     return judged.any(axis=1) & (mean >= low - slack) & (mean <= high + slack)
 
 
-def take(rollout: Rollout, prompts: Bool[np.ndarray, " N"]) -> Rollout:
-    """The chosen prompts of a rollout on the host, with all their answers.
-
-    `decode_steps` and `slot_steps` stay: the work was done for all of them.
-
-    Raises:
-      ValueError: there are not as many choices as prompts, or as many answers to each prompt.
-    """
-    if len(prompts) != len(rollout.prompt):
-        raise ValueError(f"need a choice for each of {len(rollout.prompt)} prompts, got {prompts}")
-    group, rest = divmod(len(rollout.answer), len(rollout.prompt))
-    if rest:
-        raise ValueError(
-            f"need as many answers to each prompt, got B={len(rollout.answer)}, N={len(prompts)}"
-        )
-    answers = np.repeat(np.asarray(prompts, bool), group)
-    per_prompt = {"prompt", "prompt_length"}
-    fields = {
-        name: value[prompts if name in per_prompt else answers]
-        for name, value in vars(rollout).items()
-        if value is not None and np.ndim(value)
-    }
-    return rollout.replace(**fields)
-
-
-def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
-    """One rollout of all prompts, in order; answers are padded with 0 to the longest width.
-
-    Steps are added up.
-
-    Raises:
-      ValueError: there is none, or a field is in some of them only.
-    """
-    if not rollouts:
-        raise ValueError("need at least one rollout, got none")
-    shapes = {jax.tree.structure(rollout) for rollout in rollouts}
-    if len(shapes) > 1:
-        raise ValueError("rollouts can be put together only if they have the same fields")
-    return jax.tree.map(_joined, *rollouts)
-
-
 # --------------------------------------------------------------------------- tokens
 
 
@@ -138,12 +93,3 @@ def _groups(x: Float[np.ndarray, " B"], group: int) -> Float[np.ndarray, "N G"]:
     if group < 1 or len(x) % group:
         raise ValueError(f"need whole groups, got B={len(x)}, group={group}")
     return np.asarray(x).reshape(-1, group)
-
-
-def _joined(*parts: np.ndarray) -> np.ndarray:
-    if not np.ndim(parts[0]):
-        return np.asarray(sum(np.asarray(part) for part in parts))
-    if np.ndim(parts[0]) > 1:
-        width = max(part.shape[1] for part in parts)
-        parts = tuple(np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts)
-    return np.concatenate(parts)

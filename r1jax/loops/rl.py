@@ -2,21 +2,28 @@
 
 import dataclasses
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import metrics, monitors, settings, sharding
+from r1jax import metrics, monitors, schedules, settings, sharding
 from r1jax.data.packing import collect, shuffled
 from r1jax.loops.batches import pack_answers
-from r1jax.loops.run import Context, Score, check_finite, end_step, resumed, stream_key, to_floats
+from r1jax.loops.run import Context, Scorer, check_finite, end_step, resumed, stream_key, to_floats
+from r1jax.loops.scoring import (
+    Scored,
+    answer_means,
+    keep_groups,
+    log_samples,
+    means,
+    score_answers,
+    together,
+)
 from r1jax.loops.step import make_logp, make_update
-from r1jax.rollout.answers import decode_answers, encode_prompts, stop_tokens, to_host
+from r1jax.rollout.answers import concatenate, encode_prompts, stop_tokens, take, to_host
 from r1jax.rollout.engine import make_engine
 from r1jax.state import init_state, last_learning_rate
 from r1jax.types import Params, Rollout, TrainState
@@ -24,18 +31,7 @@ from r1jax.types import Params, Rollout, TrainState
 Sample = Callable[[Params, Sequence[settings.Row], Sequence[int], jax.Array], Rollout]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What the host found out about the answers of a rollout, B of each."""
-
-    answers: list[str]  # the prefill included
-    reward: np.ndarray  # float32; nan: could not be judged
-    parts: list[Mapping[str, float]]
-    accuracy: list[float | None]
-    seen: list[Mapping[str, float]]  # what `task.observe` counts
-
-
-def train(cfg: settings.Reinforce, context: Context, params: Params, *, score: Score) -> Params:
+def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: Scorer) -> Params:
     """The weights after `cfg.steps` rollouts from `params`; goes on where a checkpoint ends."""
     updates = cfg.steps * cfg.minibatches * cfg.epochs
     optimizer = cfg.optimizer(updates)
@@ -45,7 +41,7 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, score: S
     rows, held_out = cfg.task.train(), cfg.task.test()[: cfg.evaluate_rows]
     order = shuffled(len(rows), seed=context.run.seed)
     sample = make_sample(cfg, cfg.group, cfg.engine.sampling, context)
-    evaluate = make_evaluation(cfg, held_out, context, score)
+    evaluate = make_evaluation(cfg, held_out, context, scorer)
     fresh = init_state(params, optimizer, reference=cfg.reference != "none")
 
     with (
@@ -61,28 +57,26 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, score: S
             began = time.monotonic()
             if cfg.reference == "moving" and step > 1 and (step - 1) % cfg.reference_every == 0:
                 state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
-            index = range((step - 1) * cfg.prompts, step * cfg.prompts)
-            chosen = [rows[order(i)] for i in index]
-            key = stream_key(context.run.seed, f"{cfg.name}/rollout", step)
-            rollout = to_host(sample(state.params, chosen, index, key))
-            sampled = time.monotonic()
-            rollout, scored, ready = judge(cfg, context, rollout, chosen, score, state, logp_of)
-            state, values = improve(cfg, context, rollout, state, update, step)
-            values |= summary(cfg, rollout, scored)
+            chosen, rollout, scored, values = collect_rollout(
+                cfg, context, state.params, lambda i: rows[order(i)], sample, scorer, step
+            )
+            ready = time.monotonic()
+            rollout = look_again(cfg, context, rollout, state, logp_of)
+            state, measured = improve(cfg, context, rollout, state, update, step)
             finished = time.monotonic()
+            values |= measured | summary(cfg, rollout, scored)
             values |= {
-                "time/rollout": sampled - began,
-                "time/score": ready - sampled,
                 "time/update": finished - ready,
                 "time/step": finished - began,
-                "time/rollout_tokens_per_s": rollout.answer_length.sum() / (sampled - began),
                 "time/update_tokens_per_s": rollout.answer_length.sum() / (finished - ready),
             }
             check_finite(values, cfg.name, step)
             if step % cfg.evaluate_every == 0 or step == cfg.steps:
                 values |= evaluate(state.params, step)
             context.writer.write(cfg.name, step, values)
-            log_samples(cfg, context, step, "train", chosen, rollout, scored, cfg.log_samples)
+            log_samples(
+                cfg, context.writer, step, "train", chosen, rollout, scored, cfg.log_samples
+            )
             recent = [*recent[-monitors.STEPS :], values]
             show(step, values, monitors.warnings(recent))
             tests = {name: v for name, v in values.items() if name == "test/accuracy"}
@@ -138,66 +132,99 @@ def make_sample(
     return sample
 
 
-def judge(
+def collect_rollout(
+    cfg: settings.Reinforce,
+    context: Context,
+    params: Params,
+    row: Callable[[int], settings.Row],
+    sample: Sample,
+    scorer: Scorer,
+    step: int,
+) -> tuple[list[settings.Row], Rollout, Scored, dict[str, float]]:
+    """A step's rows, their rollout with rewards, what was found out about it, and metrics.
+
+    Without `cfg.select` that is one round of `cfg.prompts` prompts. With it, prompts that it
+    drops are replaced by those of further rounds, `cfg.rounds` at the most: there may be fewer
+    prompts in the end, but at least one round is kept if nothing was selected at all. A step reads
+    the same rows however many rounds it takes, so that resuming needs no state.
+    """
+    kept_rows, rollouts, found = [], [], []
+    timed = {"sample": 0.0, "score": 0.0}
+    tokens, asked = 0, 0
+    for turn in range(cfg.rounds):
+        began = time.monotonic()
+        first = ((step - 1) * cfg.rounds + turn) * cfg.prompts
+        index = range(first, first + cfg.prompts)
+        rows = [row(i) for i in index]
+        key = stream_key(context.run.seed, f"{cfg.name}/rollout", step)
+        rollout = to_host(sample(params, rows, index, key))
+        sampled = time.monotonic()
+        scored = score_answers(cfg.task, context.tokenizer, rollout, rows, scorer)
+        rollout = rollout.replace(reward=scored.reward)
+        timed["sample"] += sampled - began
+        timed["score"] += time.monotonic() - sampled
+        tokens += int(rollout.answer_length.sum())
+        asked += cfg.prompts
+        kept = np.ones(cfg.prompts, bool)
+        if cfg.select is not None:
+            kept = np.asarray(cfg.select(scored.reward, group=cfg.group), bool)
+            kept &= np.cumsum(kept) <= cfg.prompts - len(kept_rows)
+            if not kept.any() and not kept_rows and turn == cfg.rounds - 1:
+                kept = np.ones(cfg.prompts, bool)
+        if kept.any():
+            kept_rows += [one for one, keep in zip(rows, kept, strict=True) if keep]
+            rollouts.append(take(rollout, kept))
+            found.append(keep_groups(scored, kept))
+        if len(kept_rows) == cfg.prompts:
+            break
+    values = {
+        "time/rollout": timed["sample"],
+        "time/score": timed["score"],
+        "time/rollout_tokens_per_s": tokens / timed["sample"],
+        "kept": len(kept_rows) / asked,
+    }
+    return kept_rows, concatenate(rollouts), together(found), values
+
+
+def look_again(
     cfg: settings.Reinforce,
     context: Context,
     rollout: Rollout,
-    rows: Sequence[settings.Row],
-    score: Score,
     state: TrainState,
-    logp_of: Callable[..., jax.Array],
-) -> tuple[Rollout, Scored, float]:
-    """The rollout with rewards and, where there is a reference, its log-probabilities.
-
-    The device works on the reference while the host scores.
-    """
-    waiting = None
+    logp_of: Callable[..., tuple[jax.Array, jax.Array]],
+) -> Rollout:
+    """The rollout with what is computed before the first update: log-probabilities of the
+    reference, and with `cfg.old` "trainer" the trainer's own, with entropies."""
+    wanted = {}
     if state.reference is not None:
-        everything = np.arange(len(rollout.answer))
-        none = np.zeros_like(rollout.logp_rollout)
-        packing, batches = pack_answers(
-            rollout,
-            everything,
-            {"weight": none},
-            row_length=cfg.row_length,
-            micro_rows=cfg.micro_rows,
-        )
-        logps = [logp_of(state.reference, sharding.put(b, context.mesh, "batch")) for b in batches]
-        waiting = packing, logps
-    scored = score_answers(cfg, context, rollout, rows, score)
-    rollout = rollout.replace(reward=scored.reward)
-    if waiting is not None:
-        packing, logps = waiting
-        logp = collect(
+        wanted["logp_ref"] = state.reference
+    if cfg.old == "trainer":
+        wanted["logp_old"] = state.params
+    if not wanted:
+        return rollout
+    packing, batches = pack_answers(
+        rollout,
+        np.arange(len(rollout.answer)),
+        {"weight": np.zeros_like(rollout.logp_rollout)},
+        row_length=cfg.row_length,
+        micro_rows=cfg.micro_rows,
+    )
+    placed = [sharding.put(b, context.mesh, "batch") for b in batches]
+
+    def gather(rows: list[jax.Array]) -> np.ndarray:
+        return collect(
             packing,
-            np.concatenate(jax.device_get(logps)),
+            np.concatenate(jax.device_get(rows)),
             answer_length=rollout.answer_length,
             width=rollout.answer.shape[1],
         )
-        rollout = rollout.replace(logp_ref=logp)
-    return rollout, scored, time.monotonic()
 
-
-def score_answers(
-    cfg: settings.Reinforce,
-    context: Context,
-    rollout: Rollout,
-    rows: Sequence[settings.Row],
-    score: Score,
-) -> Scored:
-    """Decodes and scores every answer; answer i belongs to rows[i // G]."""
-    answers = [cfg.task.prefill + text for text in decode_answers(context.tokenizer, rollout)]
-    group = len(answers) // len(rows)
-    pairs = [(rows[i // group], answer) for i, answer in enumerate(answers)]
-    judged = [score(row, answer) for row, answer in pairs]
-    observe = cfg.task.observe
-    return Scored(
-        answers=answers,
-        reward=np.asarray([np.nan if r is None else r for r, _ in judged], np.float32),
-        parts=[parts for _, parts in judged],
-        accuracy=[cfg.task.accuracy(row, answer) for row, answer in pairs],
-        seen=[observe(row, answer) if observe else {} for row, answer in pairs],
-    )
+    for name, params in wanted.items():
+        logp, entropy = zip(*(logp_of(params, b) for b in placed), strict=True)
+        rollout = rollout.replace(**{name: gather(list(logp))})
+        if name == "logp_old":
+            rollout = rollout.replace(entropy=gather(list(entropy)))
+    return rollout
 
 
 def improve(
@@ -212,11 +239,13 @@ def improve(
 
     `gap` is of the first update, when sampler and trainer have the same weights.
     """
-    advantage = np.asarray(cfg.advantage(rollout), np.float32)
+    advantage = np.asarray(schedules.resolve(cfg.advantage, step)(rollout), np.float32)
+    numbers = schedules.arguments(cfg.loss, step)
     mask = np.arange(rollout.answer.shape[1])[None] < rollout.answer_length[:, None]
     per_token = {"advantage": advantage, "logp_rollout": rollout.logp_rollout}
-    if rollout.logp_ref is not None:
-        per_token["logp_ref"] = rollout.logp_ref
+    for name in ("logp_old", "logp_ref"):
+        if getattr(rollout, name) is not None:
+            per_token[name] = getattr(rollout, name)
     history = []
     for epoch in range(cfg.epochs):
         order = np.arange(len(mask))
@@ -233,7 +262,7 @@ def improve(
                 micro_rows=cfg.micro_rows,
             )
             placed = [sharding.put(b, context.mesh, "batch") for b in batches]
-            state, measured = update(state, placed)
+            state, measured = update(state, placed, **numbers)
             history.append(measured)
     found = [to_floats(measured) for measured in history]
     values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
@@ -259,31 +288,11 @@ def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[s
     return values
 
 
-def answer_means(rollout: Rollout, scored: Scored) -> dict[str, float]:
-    """Accuracy, length, share cut off, and what was observed, each a mean over the answers."""
-    right = [a for a in scored.accuracy if a is not None]
-    return {
-        "accuracy": float(np.mean(right)) if right else 0.0,
-        "length": float(rollout.answer_length.mean()),
-        "cut": float(1 - rollout.finished.mean()),
-        **means(scored.seen),
-    }
-
-
-def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Each name's mean over the records that have it."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        for name, value in record.items():
-            found[name].append(value)
-    return {name: float(np.mean(values)) for name, values in found.items()}
-
-
 def make_evaluation(
     cfg: settings.Reinforce,
     rows: Sequence[settings.Row],
     context: Context,
-    score: Score,
+    scorer: Scorer,
 ) -> Callable[[Params, int], dict[str, float]]:
     """The function (params, step) -> metrics of one answer to each held-out problem.
 
@@ -295,8 +304,8 @@ def make_evaluation(
     def evaluate(params: Params, step: int) -> dict[str, float]:
         began = time.monotonic()
         rollout = to_host(sample(params, rows, range(len(rows)), key))
-        scored = score_answers(cfg, context, rollout, rows, score)
-        log_samples(cfg, context, step, "test", rows, rollout, scored, len(rows))
+        scored = score_answers(cfg.task, context.tokenizer, rollout, rows, scorer)
+        log_samples(cfg, context.writer, step, "test", rows, rollout, scored, len(rows))
         right = [a for a in scored.accuracy if a is not None]
         low, high = metrics.bootstrap_interval(right) if right else (0.0, 0.0)
         values = {**answer_means(rollout, scored), "accuracy_low": low, "accuracy_high": high}
@@ -304,35 +313,3 @@ def make_evaluation(
         return values | {"time/evaluate": time.monotonic() - began}
 
     return evaluate
-
-
-def log_samples(
-    cfg: settings.Reinforce,
-    context: Context,
-    step: int,
-    split: str,
-    rows: Sequence[settings.Row],
-    rollout: Rollout,
-    scored: Scored,
-    count: int,
-) -> None:
-    """Writes the first `count` answers to samples.jsonl, prompts and scores with them."""
-    group = len(scored.answers) // len(rows)
-    context.writer.samples(
-        cfg.name,
-        step,
-        [
-            {
-                "split": split,
-                "row": rows[i // group],
-                "prompt": cfg.task.prompt(rows[i // group]),
-                "answer": scored.answers[i],
-                "reward": None if np.isnan(scored.reward[i]) else float(scored.reward[i]),
-                "parts": scored.parts[i],
-                "accuracy": scored.accuracy[i],
-                "finished": bool(rollout.finished[i]),
-                "length": int(rollout.answer_length[i]),
-            }
-            for i in range(min(count, len(scored.answers)))
-        ],
-    )

@@ -14,7 +14,20 @@ from r1jax import checkpoint, metrics, monitors, settings
 from r1jax.checkpoint import Store
 from r1jax.types import TrainState
 
-Score = Callable[[settings.Row, str], tuple[float | None, Mapping[str, float]]]
+Rows = Sequence[settings.Row]
+Answers = Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """How answers are judged; answer i is to rows[i]. None: it could not be.
+
+    `reward` gives each answer's reward and the parts it is made of; `each(function, rows, answers)`
+    gives the function's value for each.
+    """
+
+    reward: Callable[[Rows, Answers], Sequence[tuple[float | None, Mapping[str, float]]]]
+    each: Callable[[Callable[..., Any], Rows, Answers], Sequence[Any]]
 
 
 class Stopped(Exception):

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
@@ -14,7 +16,8 @@ from r1jax.kernels.logprob import token_logp
 from r1jax.models import decoder
 from r1jax.types import Batch, Params, TrainState
 
-Loss = Callable[[jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Numbers = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Sums = tuple[Params, Metrics]  # each with a leading dimension for the parts of the `data` axis
 
@@ -45,8 +48,10 @@ def make_update(
     optimizer: optax.GradientTransformation,
     *,
     temperature: float = 1.0,
-) -> Callable[[TrainState, Sequence[Batch]], tuple[TrainState, Metrics]]:
-    """The function (state, micro-batches) -> (state, metrics): one update. `state` is donated.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The function (state, micro-batches, **numbers) -> (state, metrics): one update.
+
+    `state` is donated. `numbers` go to the loss, traced: they may change without compiling.
 
     Gradients of the micro-batches are summed, each part of the `data` axis by itself until the
     last. A batch's weights carry the normaliser of the whole update, so the result does not depend
@@ -54,9 +59,9 @@ def make_update(
     their number. Metrics are means over the update's tokens, but `gap`, the largest.
     """
 
-    def objective(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def objective(params: Params, batch: Batch, numbers: Numbers) -> tuple[jax.Array, Metrics]:
         logp, entropy = batch_logp(cfg, params, batch, temperature=temperature)
-        value, metrics = loss(logp, batch)
+        value, metrics = loss(logp, batch.replace(entropy=entropy), **numbers)
         entropy = jnp.where(batch.mask, jax.lax.stop_gradient(entropy), 0.0)
         metrics = {"loss": value, "entropy": jnp.sum(entropy) / batch.num_tokens, **metrics}
         if batch.logp_rollout is not None:
@@ -66,8 +71,8 @@ def make_update(
 
     gradient = jax.grad(objective, has_aux=True)
 
-    def more(total: Sums, params: Params, batch: Batch) -> Sums:
-        grads, metrics = gradient(params, batch)
+    def more(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
+        grads, metrics = gradient(params, batch, numbers)
         metrics = {
             name: (jnp.maximum if name == "gap" else jnp.add)(total[1][name], value)
             for name, value in metrics.items()
@@ -75,49 +80,72 @@ def make_update(
         return jax.tree.map(jnp.add, total[0], grads), metrics
 
     @jax.jit
-    def empty(params: Params, batch: Batch) -> Sums:
-        metrics = jax.eval_shape(gradient, params, batch)[1]
+    def empty(params: Params, batch: Batch, numbers: Numbers) -> Sums:
+        metrics = jax.eval_shape(gradient, params, batch, numbers)[1]
         parts = data_parts(batch)
         zeros = lambda x: jnp.zeros((parts, *x.shape), x.dtype)  # noqa: E731
         grads = jax.tree.map(zeros, params)
         return grads, jax.tree.map(zeros, metrics)
 
     @partial(jax.jit, donate_argnums=0)
-    def add(total: Sums, params: Params, batch: Batch) -> Sums:
-        def share(total: Sums, params: Params, batch: Batch) -> Sums:
+    def add(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
+        def share(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
             total = jax.tree.map(lambda x: x[0], total)
-            return jax.tree.map(lambda x: x[None], more(total, params, batch))
+            return jax.tree.map(lambda x: x[None], more(total, params, batch, numbers))
 
         if data_parts(batch) == 1:
-            return share(total, params, batch)
+            return share(total, params, batch, numbers)
         split = PartitionSpec("data")
         rows = jax.tree.map(lambda x: split if x.ndim else PartitionSpec(), batch)
         return jax.shard_map(
             share,
-            in_specs=(split, PartitionSpec(), rows),
+            in_specs=(split, PartitionSpec(), rows, PartitionSpec()),
             out_specs=split,
             axis_names={"data"},
             check_vma=False,
-        )(total, params, batch)
+        )(total, params, batch, numbers)
 
     @partial(jax.jit, donate_argnums=0)
     def apply(state: TrainState, total: Sums) -> tuple[TrainState, Metrics]:
         grads = jax.tree.map(lambda x: jnp.sum(x, axis=0), total[0])
         metrics = {
-            name: (jnp.max if name == "gap" else jnp.sum)(value) for name, value in total[1].items()
+            name: (jnp.max if name == "gap" else jnp.sum)(value, axis=0)
+            for name, value in total[1].items()
         }
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    def update(state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, Metrics]:
-        total = empty(state.params, batches[0])
+    def update(
+        state: TrainState, batches: Sequence[Batch], **numbers: float
+    ) -> tuple[TrainState, Metrics]:
+        total = empty(state.params, batches[0], numbers)
         for batch in batches:
-            total = add(total, state.params, batch)
-        return apply(state, total)
+            total = add(total, state.params, batch, numbers)
+        return apply(state, sum_parts(total))
 
     return update
+
+
+def sum_parts(total: Sums) -> Sums:
+    """Sums over the parts, with a leading dimension of 1, where the parts are CPU devices.
+
+    By numpy: the devices that `r1jax.host` makes must not meet in a collective. All else stays as
+    it is, for a program to sum.
+    """
+    first = jax.tree.leaves(total[0])[0]
+    devices = first.sharding.device_set
+    if len(devices) != len(first.addressable_shards) or next(iter(devices)).platform != "cpu":
+        return total
+    if first.shape[0] != len(devices):  # other axes split the weights too
+        return total
+    grads = jax.tree.map(lambda x: np.asarray(x).sum(axis=0, keepdims=True), total[0])
+    metrics = {
+        name: (np.max if name == "gap" else np.sum)(np.asarray(value), axis=0, keepdims=True)
+        for name, value in total[1].items()
+    }
+    return grads, metrics
 
 
 def data_parts(batch: Batch) -> int:
@@ -128,6 +156,6 @@ def data_parts(batch: Batch) -> int:
 
 def make_logp(
     cfg: settings.Decoder, *, temperature: float = 1.0
-) -> Callable[[Params, Batch], Float[Array, "B T"]]:
-    """The jitted function (params, batch) -> log-probabilities of its tokens."""
-    return jax.jit(lambda params, batch: batch_logp(cfg, params, batch, temperature=temperature)[0])
+) -> Callable[[Params, Batch], tuple[Float[Array, "B T"], Float[Array, "B T"]]]:
+    """The jitted function (params, batch) -> `batch_logp`: log-probabilities and entropies."""
+    return jax.jit(lambda params, batch: batch_logp(cfg, params, batch, temperature=temperature))

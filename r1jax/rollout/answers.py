@@ -1,10 +1,11 @@
-"""Between texts and the engine's arrays: prompts in, answers out."""
+"""Between texts and the engine's arrays, prompts in, answers out; and rollouts on the host."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 
 from r1jax.types import Prompts, Rollout
 
@@ -54,5 +55,60 @@ def stop_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 def to_host(rollout: Rollout) -> Rollout:
-    """The rollout as numpy arrays; waits for the device."""
-    return jax.tree.map(np.asarray, jax.device_get(rollout))
+    """The rollout as numpy arrays, without the empty prompts that filled it up; waits for devices.
+
+    `decode_steps` is the longest device's, `slot_steps` the sum over devices.
+    """
+    rollout = jax.tree.map(np.asarray, jax.device_get(rollout))
+    steps = {"decode_steps": rollout.decode_steps.max(), "slot_steps": rollout.slot_steps.sum()}
+    return take(rollout.replace(**steps), rollout.prompt_length > 0)
+
+
+def take(rollout: Rollout, prompts: Bool[np.ndarray, " N"]) -> Rollout:
+    """The chosen prompts of a rollout on the host, with all their answers.
+
+    `decode_steps` and `slot_steps` stay: the work was done for all of them.
+
+    Raises:
+      ValueError: there are not as many choices as prompts, or as many answers to each prompt.
+    """
+    if len(prompts) != len(rollout.prompt):
+        raise ValueError(f"need a choice for each of {len(rollout.prompt)} prompts, got {prompts}")
+    group, rest = divmod(len(rollout.answer), len(rollout.prompt))
+    if rest:
+        raise ValueError(
+            f"need as many answers to each prompt, got B={len(rollout.answer)}, N={len(prompts)}"
+        )
+    answers = np.repeat(np.asarray(prompts, bool), group)
+    per_prompt = {"prompt", "prompt_length"}
+    fields = {
+        name: value[prompts if name in per_prompt else answers]
+        for name, value in vars(rollout).items()
+        if value is not None and np.ndim(value)
+    }
+    return rollout.replace(**fields)
+
+
+def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
+    """One rollout of all prompts, in order; answers are padded with 0 to the longest width.
+
+    Steps are added up.
+
+    Raises:
+      ValueError: there is none, or a field is in some of them only.
+    """
+    if not rollouts:
+        raise ValueError("need at least one rollout, got none")
+    shapes = {jax.tree.structure(rollout) for rollout in rollouts}
+    if len(shapes) > 1:
+        raise ValueError("rollouts can be put together only if they have the same fields")
+    return jax.tree.map(_joined, *rollouts)
+
+
+def _joined(*parts: np.ndarray) -> np.ndarray:
+    if not np.ndim(parts[0]):
+        return np.asarray(sum(np.asarray(part) for part in parts))
+    if np.ndim(parts[0]) > 1:
+        width = max(part.shape[1] for part in parts)
+        parts = tuple(np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts)
+    return np.concatenate(parts)

@@ -173,15 +173,15 @@ def over_devices(
 
     Devices that split the batch do not wait for each other at a token, and each needs the weights
     whole, but for what `tensor` splits. Prompts are filled up with empty ones to a multiple of the
-    devices. `decode_steps` is the longest device's.
+    devices, and the rollout has their answers too; `decode_steps` and `slot_steps` are one for each
+    device: `to_host` puts it right, as a collective here would make devices wait.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in RULES["batch"] if mesh.shape.get(axis, 1) > 1)
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if parts == 1:
         return run(params, prompts, key, slots)
-    count = prompts.tokens.shape[0]
-    missing = -count % parts
+    missing = -prompts.tokens.shape[0] % parts
     prompts = jax.tree.map(
         lambda x: jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1)), prompts
     )
@@ -193,24 +193,13 @@ def over_devices(
         )
 
     split = PartitionSpec(axes)
-    rollout = jax.shard_map(
+    return jax.shard_map(
         share,
         in_specs=(PartitionSpec(), split, PartitionSpec()),
         out_specs=split,
         axis_names=set(axes),
         check_vma=False,
     )(params, prompts, key)
-    answers = rollout.answer.shape[0] // (count + missing) * count
-    return Rollout(
-        prompt=rollout.prompt[:count],
-        prompt_length=rollout.prompt_length[:count],
-        answer=rollout.answer[:answers],
-        answer_length=rollout.answer_length[:answers],
-        finished=rollout.finished[:answers],
-        logp_rollout=rollout.logp_rollout[:answers],
-        decode_steps=jnp.max(rollout.decode_steps),
-        slot_steps=jnp.sum(rollout.slot_steps),
-    )
 
 
 def slot_counts(slots: int) -> list[int]:
