@@ -14,6 +14,7 @@ from r1jax.data.packing import collect, shuffled
 from r1jax.loops.batches import pack_answers
 from r1jax.loops.run import Context, Scorer, check_finite, end_step, resumed, stream_key, to_floats
 from r1jax.loops.scoring import (
+    Collected,
     Scored,
     answer_means,
     keep_groups,
@@ -49,22 +50,22 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: 
         metrics.progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
         if done == 0:
-            found = evaluate(state.params, 0)
-            context.writer.write(cfg.name, 0, found)
-            show(0, found)
+            measured = evaluate(state.params, 0)
+            context.writer.write(cfg.name, 0, measured)
+            show(0, measured)
         recent: list[Mapping[str, float]] = []
         for step in range(done + 1, cfg.steps + 1):
             began = time.monotonic()
             if cfg.reference == "moving" and step > 1 and (step - 1) % cfg.reference_every == 0:
                 state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
-            chosen, rollout, scored, values = collect_rollout(
+            found = collect_answers(
                 cfg, context, state.params, lambda i: rows[order(i)], sample, scorer, step
             )
             ready = time.monotonic()
-            rollout = look_again(cfg, context, rollout, state, logp_of)
-            state, measured = improve(cfg, context, rollout, state, update, step)
+            rollout = look_again(cfg, context, found.rollout, state, logp_of)
+            state, values = improve(cfg, context, rollout, state, update, step)
             finished = time.monotonic()
-            values |= measured | summary(cfg, rollout, scored)
+            values |= found.values | summary(cfg, rollout, found.scored)
             values |= {
                 "time/update": finished - ready,
                 "time/step": finished - began,
@@ -74,9 +75,8 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: 
             if step % cfg.evaluate_every == 0 or step == cfg.steps:
                 values |= evaluate(state.params, step)
             context.writer.write(cfg.name, step, values)
-            log_samples(
-                cfg, context.writer, step, "train", chosen, rollout, scored, cfg.log_samples
-            )
+            few = cfg.log_samples
+            log_samples(cfg, context.writer, found, step=step, split="train", count=few)
             recent = [*recent[-monitors.STEPS :], values]
             show(step, values, monitors.warnings(recent))
             tests = {name: v for name, v in values.items() if name == "test/accuracy"}
@@ -132,7 +132,7 @@ def make_sample(
     return sample
 
 
-def collect_rollout(
+def collect_answers(
     cfg: settings.Reinforce,
     context: Context,
     params: Params,
@@ -140,8 +140,8 @@ def collect_rollout(
     sample: Sample,
     scorer: Scorer,
     step: int,
-) -> tuple[list[settings.Row], Rollout, Scored, dict[str, float]]:
-    """A step's rows, their rollout with rewards, what was found out about it, and metrics.
+) -> Collected:
+    """Samples and scores the answers of a step.
 
     Without `cfg.select` that is one round of `cfg.prompts` prompts. With it, prompts that it
     drops are replaced by those of further rounds, `cfg.rounds` at the most: there may be fewer
@@ -183,7 +183,9 @@ def collect_rollout(
         "time/rollout_tokens_per_s": tokens / timed["sample"],
         "kept": len(kept_rows) / asked,
     }
-    return kept_rows, concatenate(rollouts), together(found), values
+    return Collected(
+        rows=kept_rows, rollout=concatenate(rollouts), scored=together(found), values=values
+    )
 
 
 def look_again(
@@ -305,7 +307,8 @@ def make_evaluation(
         began = time.monotonic()
         rollout = to_host(sample(params, rows, range(len(rows)), key))
         scored = score_answers(cfg.task, context.tokenizer, rollout, rows, scorer)
-        log_samples(cfg, context.writer, step, "test", rows, rollout, scored, len(rows))
+        found = Collected(rows=list(rows), rollout=rollout, scored=scored)
+        log_samples(cfg, context.writer, found, step=step, split="test", count=len(rows))
         right = [a for a in scored.accuracy if a is not None]
         low, high = metrics.bootstrap_interval(right) if right else (0.0, 0.0)
         values = {**answer_means(rollout, scored), "accuracy_low": low, "accuracy_high": high}

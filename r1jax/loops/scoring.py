@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,16 @@ class Scored:
     parts: list[Mapping[str, float]]
     accuracy: list[float | None]
     seen: list[Mapping[str, float]]  # what `task.observe` counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """N rows, the rollout of their answers, what the host knows of them, and metrics."""
+
+    rows: list[settings.Row]
+    rollout: Rollout
+    scored: Scored
+    values: dict[str, float] = field(default_factory=dict)
 
 
 def score_answers(
@@ -101,14 +111,14 @@ def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def log_samples(
     cfg: settings.Reinforce,
     writer: metrics.Writer,
+    found: Collected,
+    *,
     step: int,
     split: str,
-    rows: Sequence[settings.Row],
-    rollout: Rollout,
-    scored: Scored,
     count: int,
 ) -> None:
     """Writes the first `count` answers to samples.jsonl, prompts and scores with them."""
+    rows, rollout, scored = found.rows, found.rollout, found.scored
     group = len(scored.answers) // len(rows)
     writer.samples(
         cfg.name,

@@ -105,10 +105,11 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     return jax.tree.map(_joined, *rollouts)
 
 
-def _joined(*parts: np.ndarray) -> np.ndarray:
-    if not np.ndim(parts[0]):
-        return np.asarray(sum(np.asarray(part) for part in parts))
-    if np.ndim(parts[0]) > 1:
-        width = max(part.shape[1] for part in parts)
-        parts = tuple(np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts)
-    return np.concatenate(parts)
+def _joined(*parts: np.ndarray | np.generic) -> np.ndarray:
+    arrays = [np.asarray(part) for part in parts]
+    if not arrays[0].ndim:
+        return np.asarray(np.sum(arrays, axis=0, dtype=arrays[0].dtype))
+    if arrays[0].ndim > 1:
+        width = max(array.shape[1] for array in arrays)
+        arrays = [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
+    return np.concatenate(arrays)

@@ -1,0 +1,156 @@
+"""The RL loop's own decisions: which prompts a step keeps, who scores, what an update is told."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax import config, metrics, schedules, settings, sharding
+from r1jax.algos.losses import policy_loss
+from r1jax.algos.selection import has_signal
+from r1jax.data.tokenizer import tiny
+from r1jax.loops import rl
+from r1jax.loops.run import Context, Scorer
+from r1jax.loops.step import make_update
+from r1jax.models import decoder
+from r1jax.rewards import length, prose
+from r1jax.rewards.pool import open_pool
+from r1jax.rewards.weighted import score_many
+from r1jax.state import adamw, init_state
+from r1jax.types import Batch, Rollout
+
+RUN = config.load(str(Path(__file__).with_name("small_config.py")))
+CFG = RUN.stages[1]
+assert isinstance(CFG, settings.Reinforce)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(
+        run=RUN,
+        folder=tmp_path,
+        text=[],
+        tokenizer=tiny(),
+        mesh=sharding.make_mesh(settings.Mesh()),
+        writer=metrics.open_writer(tmp_path),
+        stopping=lambda: False,
+    )
+
+
+def one_word(params: Any, rows: Any, index: Any, key: Any) -> Rollout:
+    """Two answers a row, of one and of `row["second"]` tokens."""
+    lengths = np.asarray([n for row in rows for n in (1, row["second"])], np.int32)
+    answer = np.where(np.arange(3)[None] < lengths[:, None], 7, 0).astype(np.int32)
+    return Rollout(
+        prompt=np.full((len(rows), 1), 4, np.int32),
+        prompt_length=np.ones(len(rows), np.int32),
+        answer=answer,
+        answer_length=lengths,
+        finished=np.ones(len(lengths), bool),
+        logp_rollout=np.zeros(answer.shape, np.float32),
+        decode_steps=np.asarray(3),
+        slot_steps=np.asarray(6),
+    )
+
+
+def long(row: settings.Row, answer: str) -> float:
+    return float(row["num_tokens"] > 1)
+
+
+SCORER = Scorer(
+    reward=partial(score_many, long),
+    each=lambda f, rows, answers: [f(r, a) for r, a in zip(rows, answers, strict=True)],
+)
+
+
+def collect(context: Context, seconds: list[int], **changes: Any) -> rl.Collected:
+    task = dataclasses.replace(CFG.task, accuracy=long, observe=None)
+    cfg = dataclasses.replace(CFG, prompts=2, task=task, **changes)
+    row = lambda i: {"number": i, "second": seconds[i % len(seconds)]}  # noqa: E731
+    return rl.collect_answers(cfg, context, None, row, one_word, SCORER, step=3)
+
+
+def test_a_step_takes_the_next_prompts_in_order(context: Context) -> None:
+    found = collect(context, [1, 2])
+    assert [row["number"] for row in found.rows] == [4, 5]
+    np.testing.assert_array_equal(found.rollout.reward, [0, 0, 0, 1])
+    assert found.values["kept"] == 1
+
+
+def test_prompts_without_signal_are_replaced_by_those_of_further_rounds(context: Context) -> None:
+    # Step 3 of up to 4 rounds of 2 prompts: rows 16 to 23. Only even numbers have any signal.
+    found = collect(context, [2, 1], select=has_signal, rounds=4)
+    assert [row["number"] for row in found.rows] == [16, 18]
+    np.testing.assert_array_equal(found.rollout.reward, [0, 1, 0, 1])
+    np.testing.assert_array_equal(found.rollout.answer_length, [1, 2, 1, 2])
+    assert found.scored.accuracy == [0.0, 1.0, 0.0, 1.0]
+    assert found.values["kept"] == 0.5
+    assert found.rollout.decode_steps == 6
+
+
+def test_rounds_end_at_the_cap_with_what_there_is(context: Context) -> None:
+    one = collect(context, [1, 1, 1, 1, 1, 2, 1, 1], select=has_signal, rounds=3)
+    assert [row["number"] for row in one.rows] == [13]
+    none = collect(context, [1], select=has_signal, rounds=3)
+    assert [row["number"] for row in none.rows] == [16, 17]  # of the last round, all the same
+
+
+def test_rounds_without_a_selection_are_refused() -> None:
+    with pytest.raises(ValueError, match="more than 1 needs select, got 2"):
+        dataclasses.replace(CFG, rounds=2)
+    with pytest.raises(ValueError, match="minibatches must be 1"):
+        dataclasses.replace(CFG, select=has_signal, minibatches=2)
+
+
+def test_workers_score_as_this_process_does(context: Context) -> None:
+    rows = [{"second": n, "number": n} for n in (1, 2, 3)]
+    rollout = one_word(None, rows, None, None)
+    task = dataclasses.replace(CFG.task, accuracy=length.tokens, observe=prose.observe)
+    with open_pool(workers=2) as pool:
+        reward = partial(score_many, length.tokens, each=pool.map)
+        beside = Scorer(reward=reward, each=pool.map)
+        found = rl.score_answers(task, context.tokenizer, rollout, rows, beside)
+    here = Scorer(reward=partial(score_many, length.tokens), each=SCORER.each)
+    expected = rl.score_answers(task, context.tokenizer, rollout, rows, here)
+    np.testing.assert_array_equal(found.reward, expected.reward)
+    assert (found.accuracy, found.seen) == (expected.accuracy, expected.seen)
+    assert found.reward.tolist() == [1, 1, 1, 2, 1, 3]
+
+
+def test_a_scheduled_number_reaches_the_loss_and_compiles_nothing_anew() -> None:
+    loss = partial(policy_loss, entropy_weight=schedules.Linear(first=0.0, last=1.0, end=3))
+    params = sharding.init(decoder.leaves(RUN.model), jax.random.key(0))
+    traced = []
+
+    def watched(logp: jax.Array, batch: Batch, **numbers: Any) -> Any:
+        traced.append(sorted(numbers))
+        return loss(logp, batch, **numbers)
+
+    optimizer = adamw(4, learning_rate=1e-3)
+    update = make_update(RUN.model, watched, optimizer)
+    tokens = np.arange(2, 10, dtype=np.int32)[None]
+    batch = Batch(
+        tokens=tokens,
+        position=np.arange(8, dtype=np.int32)[None],
+        segment=np.ones((1, 8), np.int32),
+        mask=np.arange(8)[None] > 2,
+        weight=np.full((1, 8), 0.2, np.float32),
+        num_tokens=np.float32(5),
+        advantage=np.zeros((1, 8), np.float32),
+        logp_rollout=np.full((1, 8), -4.0, np.float32),
+    )
+    state = init_state(params, optimizer)
+    losses = []
+    for step in (1, 2, 3):
+        before = len(traced)
+        state, measured = update(state, [batch], **schedules.arguments(loss, step))
+        losses.append((float(measured["loss"]), float(measured["entropy"])))
+        assert step == 1 or len(traced) == before
+    assert traced[0] == ["entropy_weight"]
+    # Advantages are 0, so the loss is the entropy's term alone: its weight is 0, 1/2 and 1.
+    for (value, entropy), weight in zip(losses, (0.0, 0.5, 1.0), strict=True):
+        np.testing.assert_allclose(value, -weight * entropy, rtol=1e-5, atol=1e-7)
