@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from r1jax import config, host
-from r1jax.settings import Decoder, Engine, Mesh, dense
+from r1jax.settings import Attention, Decoder, Engine, Mesh, dense
 
 PROMPTS, GROUP, PROMPT, VOCABULARY, STOP = 16, 8, 40, 100, 1
 EMBED_STD = 0.02  # as transformers begins: nearly even chances, for the stop token of `tail` too
@@ -110,6 +110,7 @@ def forward_flops(model: Decoder, tokens: float, keys: float) -> float:
     total = 2.0 * model.dim * model.vocab_size * tokens
     for group in model.groups:
         attention = group.mixer
+        assert isinstance(attention, Attention)
         width = attention.num_heads * attention.head_dim
         kv = attention.num_kv_heads * attention.head_dim
         weights = model.dim * (2 * width + 2 * kv) + 3 * model.dim * group.mlp.dim

@@ -21,6 +21,8 @@ from pathlib import Path, PurePath
 from types import FunctionType, ModuleType, UnionType
 from typing import Any, Literal, Optional, Union, get_args, get_origin
 
+from r1jax.schedules import Schedule
+
 PACKAGE = Path(__file__).parent
 CONFIG_MODULE = "r1jax_config_file"  # the module name under which a config file runs
 
@@ -229,6 +231,8 @@ def _plain(kind: Any) -> Any:
         return tuple[tuple(arg if arg is ... else _plain(arg) for arg in args)]
     if kind is Callable or origin is Callable:
         return Callable
+    if getattr(kind, "__module__", None) == "jaxtyping":
+        return Schedule
     known = origin is Literal or kind in (bool, float, int, str, None, type(None))
     return kind if known else Any
 
@@ -290,6 +294,8 @@ def _annotation(node: ast.expr | None, module: str) -> Any:
             return Union[_annotation(left, module), _annotation(right, module)]  # noqa: UP007
         case ast.Subscript(value=ast.Name(id="Callable")):
             return Callable
+        case ast.Subscript(value=ast.Name(id="Float")):
+            return Schedule  # what a program can be given anew at each step
         case ast.Subscript(value=ast.Name(id="Optional"), slice=item):
             return Optional[_annotation(item, module)]  # noqa: UP045
         case ast.Subscript(value=ast.Name(id="Literal"), slice=item):

@@ -1,6 +1,7 @@
 """A run's stages in order. What a checkpoint shows as done is not done again."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from r1jax.checkpoint import numbers
 from r1jax.data import tokenizer as tokenizers
 from r1jax.loops import rl, supervised
 from r1jax.loops.run import Context, Scorer, stream_key
-from r1jax.models import decoder
+from r1jax.models import decoder, hf, hf_config
 from r1jax.rewards.pool import open_pool
 from r1jax.rewards.weighted import score_many
 from r1jax.types import Params
@@ -57,8 +58,7 @@ def run(
             writer=metrics.open_writer(folder),
             stopping=stopping,
         )
-        leaves = decoder.leaves(cfg.model)
-        params = sharding.init(leaves, stream_key(cfg.seed, "init", 0), mesh)
+        params = first_params(cfg, mesh)
         for stage in cfg.stages[begun(cfg, folder) :]:
             if isinstance(stage, settings.Supervised):
                 params = supervised.train(stage, context, params)
@@ -68,6 +68,32 @@ def run(
                     scorer = Scorer(reward=reward, each=pool.map)
                     params = rl.train(stage, context, params, scorer=scorer)
         return params
+
+
+def first_params(cfg: settings.Run, mesh: jax.sharding.Mesh) -> Params:
+    """The weights that the first stage begins with, float32 on the mesh: the folder's that
+    `cfg.weights` names, else random ones.
+
+    Raises:
+      ValueError: the folder cannot be loaded, or holds another model than `cfg.model`.
+    """
+    if cfg.weights is None:
+        key = stream_key(cfg.seed, "init", 0)
+        return sharding.init(decoder.leaves(cfg.model), key, mesh)
+    model = cfg.model
+    found = hf_config.read(Path(cfg.weights) / "config.json")
+    how = {"remat": model.remat, "scan": model.scan, "dtype": model.dtype}
+    if replace(found, **how, max_length=model.max_length, num_mtp=model.num_mtp) != model:
+        raise ValueError(
+            f"{cfg.weights} holds another model than the run's; "
+            f"r1jax.models.hf_config.read gives the settings that fit"
+        )
+    loaded, params = hf.load(cfg.weights, dtype="float32", mesh=mesh)
+    if not model.num_mtp:
+        params.pop("mtp", None)
+    elif loaded.num_mtp != model.num_mtp:
+        raise ValueError(f"{cfg.weights} has {loaded.num_mtp} prediction modules of the run's")
+    return params
 
 
 def begun(cfg: settings.Run, folder: Path) -> int:

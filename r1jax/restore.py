@@ -5,6 +5,7 @@ JAX is imported inside the functions, so that --help and a wrong flag need not w
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--checkpoint",
-        type=_which,
+        type=which,
         default="last",
         metavar="last|best|STEP",
         help="default: last; best is the one with the highest held-out accuracy",
@@ -80,7 +81,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _which(text: str) -> Which:
+def which(text: str) -> Which:
+    """Which checkpoint a flag asks for."""
     if text == "last" or text == "best":
         return text
     if text.isascii() and text.isdecimal():
@@ -195,7 +197,7 @@ def make_answers(
 
     stop = stop_tokens(restored.tokenizer)
     generate = jax.jit(make_engine(restored.run.model, engine, group=samples, stop=stop))
-    parts = restored.mesh.shape["data"] * restored.mesh.shape["fsdp"]
+    parts = math.prod(restored.mesh.shape[axis] for axis in sharding.RULES["batch"])
     size = -(-at_once // parts) * parts
 
     def some(prompts: Sequence[str], first: int) -> list[list[Answer]]:

@@ -23,11 +23,13 @@ AXES = ("data", "fsdp", "tensor", "expert", "context", "stage")
 
 # Logical axis of a weight or an activation -> mesh axes that split it.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
+    "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": ("expert",),
 }
 
 
@@ -137,17 +139,20 @@ def init(leaves: Any, key: jax.Array, mesh: jax.sharding.Mesh | None = None) -> 
     return jax.jit(make, out_shardings=shardings(leaves, mesh))(key)
 
 
+def free_axes() -> dict[str, int]:
+    """Sizes of the axes of the mesh that `jax.set_mesh` chose, without those that a `shard_map`
+    around has taken; empty where there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in axes if kind != AxisType.Manual}
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` laid out by RULES on the mesh that `jax.set_mesh` chose; unchanged without one.
 
     Within a `shard_map` only the axes that it leaves alone count.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {
-        name: size
-        for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-        if kind != AxisType.Manual
-    }
+    sizes = free_axes()
     if math.prod(sizes.values()) == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(x.shape, axes, sizes))

@@ -19,7 +19,7 @@ ROWS = {
     "schedules": "",
     "types": "",
     "host": "",
-    "deferred": "",
+    "deferred": "schedules",
     "fields": "deferred",
     "config": "deferred fields",
     "sharding": "types",
@@ -30,18 +30,20 @@ ROWS = {
     "tensorboard": "",
     "metrics": "tensorboard",
     "monitors": "",
-    "models": "types sharding kernels",
+    "models": "types config sharding kernels",
     "checkpoint": "types sharding",
     "state": "types sharding checkpoint",
     "rollout": "types sharding kernels models",
     # Loops are handed their algorithms, rewards and tasks: they know none by name.
-    "loops": "types sharding kernels data.packing metrics monitors models checkpoint state rollout",
+    "loops": "types schedules sharding kernels data.packing metrics monitors models checkpoint "
+    "state rollout",
     "restore": ABOVE,
     "evaluate": ABOVE,
     "pipeline": ABOVE,
     "report": ABOVE,
     "bench": ABOVE,
     "generate": ABOVE,
+    "convert": ABOVE,
     "train": ABOVE,
 }
 WITHOUT_JAX = ("settings", "config", "rewards", "data")

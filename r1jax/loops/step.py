@@ -19,7 +19,7 @@ from r1jax.types import Batch, Params, TrainState
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Numbers = dict[str, Any]
 Metrics = dict[str, jax.Array]
-Sums = tuple[Params, dict[str, Any]]  # each with a leading dimension for the parts of the `data` axis
+Sums = tuple[Params, dict[str, Any]]  # with a leading dimension: the parts of the `data` axis
 
 
 def batch_logp(

@@ -1,23 +1,36 @@
-"""The decoder-only transformer, one for training, prefill and decoding.
+"""The decoder-only transformer, one for training, prefill and decoding, and for all families.
 
-`forward` scans over the stacked layers of each group; `decode_step` unrolls them, one cache each,
+`run` scans over the stacked layers of each group; `decode_step` unrolls them, one cache each,
 since a scan would copy every cache at every token. Both apply the same `layer`.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from r1jax import settings
 from r1jax.kernels.attention import packed_attention
 from r1jax.kernels.sums import NAMED, Sums
-from r1jax.models import layers
-from r1jax.models.layers import Attend
-from r1jax.sharding import Leaf, constrain, is_leaf, normal, ones
+from r1jax.models import layers, mla, moe
+from r1jax.models.rope import Rope, rope_angles
+from r1jax.sharding import Leaf, constrain, is_leaf, normal, num_weights, ones
 from r1jax.types import Params
+
+# `layers.Attend` or `mla.LatentAttend`, as the layer's mixer wants it.
+Attend = Callable[..., tuple[jax.Array, Any]]
+
+
+class Outputs(struct.PyTreeNode, kw_only=True):
+    """What a pass over packed rows gives. Lists are over groups, their arrays [count, ...]."""
+
+    hidden: Float[Array, "B T D"]  # after the last norm
+    cache: list[Any] | None = None  # pairs of rotated keys and values [count, B, T, K, H], or
+    # latent attention's entries [count, B, T, E]
+    routing: list[moe.Routing | None] | None = None  # None for a group without experts
 
 
 def leaves(cfg: settings.Decoder) -> Params:
@@ -25,28 +38,75 @@ def leaves(cfg: settings.Decoder) -> Params:
     params: Params = {
         "embed": Leaf((cfg.vocab_size, cfg.dim), ("vocab", "embed"), normal(cfg.dim**-0.5)),
         "norm": Leaf((cfg.dim,), (None,), ones),
-        "groups": [],
+        "groups": [stack(layer_leaves(cfg, group), group.count) for group in cfg.groups],
     }
     if not cfg.tied:
         params["head"] = Leaf((cfg.vocab_size, cfg.dim), ("vocab", "embed"), normal(cfg.dim**-0.5))
-    for group in cfg.groups:
-        one = {
-            "mixer_norm": Leaf((cfg.dim,), (None,), ones),
-            "mixer": layers.gqa_leaves(group.mixer, cfg.dim),
-            "mlp_norm": Leaf((cfg.dim,), (None,), ones),
-            "mlp": layers.mlp_leaves(group.mlp, cfg.dim),
-        }
-        params["groups"].append(
-            jax.tree.map(lambda x, n=group.count: _stack(x, n), one, is_leaf=is_leaf)
-        )
+    if cfg.num_mtp:
+        params["mtp"] = stack(mtp_leaves(cfg), cfg.num_mtp)
     return params
 
 
-def _stack(leaf: Leaf, count: int) -> Leaf:
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jax.vmap(lambda k: leaf.init(k, shape[1:], dtype))(jax.random.split(key, count))
+def mtp_leaves(cfg: settings.Decoder) -> Params:
+    """The weights of one multi-token-prediction module (`r1jax.models.mtp`)."""
+    norm = Leaf((cfg.dim,), (None,), ones)
+    join = Leaf((2 * cfg.dim, cfg.dim), ("embed", None), normal((2 * cfg.dim) ** -0.5))
+    return {
+        "embed_norm": norm,
+        "hidden_norm": norm,
+        "join": join,
+        "layer": layer_leaves(cfg, cfg.groups[-1]),
+        "norm": norm,
+    }
 
-    return Leaf((count, *leaf.shape), (None, *leaf.axes), init, leaf.dtype)
+
+def layer_leaves(cfg: settings.Decoder, group: settings.Group) -> Params:
+    """The weights of one layer."""
+    if isinstance(group.mixer, settings.Latent):
+        mixer = mla.mla_leaves(group.mixer, cfg.dim)
+    else:
+        mixer = layers.gqa_leaves(group.mixer, cfg.dim)
+    if isinstance(group.mlp, settings.Experts):
+        mlp = moe.experts_leaves(group.mlp, cfg.dim)
+    else:
+        mlp = layers.mlp_leaves(group.mlp, cfg.dim)
+    norm = Leaf((cfg.dim,), (None,), ones)
+    return {"mixer_norm": norm, "mixer": mixer, "mlp_norm": norm, "mlp": mlp}
+
+
+class Counts(NamedTuple):
+    """Numbers in a model's weights, prediction modules apart, as their publishers count."""
+
+    total: int
+    active: int  # of those, what one token meets; a whole embedding and head are in it
+    mtp: int  # of the modules' own, which repeat neither embedding nor head
+
+
+def count_weights(cfg: settings.Decoder) -> Counts:
+    """How large the model is. The router's bias is no weight: no gradient moves it."""
+    tree = leaves(cfg)
+    mtp = num_weights(tree.pop("mtp", ()))
+    total = num_weights(tree)
+    idle = 0
+    for group, stacked in zip(cfg.groups, tree["groups"], strict=True):
+        if isinstance(group.mlp, settings.Experts):
+            if "router_bias" in stacked["mlp"]:
+                total -= num_weights(stacked["mlp"]["router_bias"])
+            routed = sum(num_weights(stacked["mlp"][name]) for name in moe.GATHERED)
+            idle += routed // group.mlp.num_experts * (group.mlp.num_experts - group.mlp.top_k)
+    return Counts(total=total, active=total - idle, mtp=mtp)
+
+
+def stack(leaves: Params, count: int) -> Params:
+    """The tree of Leaf of `count` equal layers, stacked along a new dimension 0."""
+
+    def one(leaf: Leaf) -> Leaf:
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return jax.vmap(lambda k: leaf.init(k, shape[1:], dtype))(jax.random.split(key, count))
+
+        return Leaf((count, *leaf.shape), (None, *leaf.axes), init, leaf.dtype)
+
+    return jax.tree.map(one, leaves, is_leaf=is_leaf)
 
 
 def layer(
@@ -55,27 +115,41 @@ def layer(
     params: Params,
     x: Float[Array, "... D"],
     *,
-    rope: tuple[jax.Array, jax.Array],
+    rope: Rope,
     attend: Attend,
-) -> tuple[Float[Array, "... D"], Any]:
-    """One pre-norm layer: x + mixer(norm(x)), then x + mlp(norm(x)); and what `attend` carries."""
+    decoding: bool = False,
+    choice: Int[Array, "... k"] | None = None,
+) -> tuple[Float[Array, "... D"], Any, moe.Routing | None]:
+    """One pre-norm layer: x + mixer(norm(x)), then x + mlp(norm(x)).
+
+    Also what the mixer carries (what `attend` did; for latent attention that is not `decoding`,
+    the cache entries), and the routing where there are experts. With `choice` they are given.
+    """
     add = sums(cfg)
     with jax.named_scope("mixer"):
         normed = layers.rms_norm(params["mixer_norm"], x, cfg.norm_eps, sums=add)
-        mixed, carry = layers.gqa(
-            group.mixer,
-            params["mixer"],
-            normed,
-            rope=rope,
-            attend=attend,
-            eps=cfg.norm_eps,
-            sums=add,
-        )
+        weights = params["mixer"]
+        if isinstance(group.mixer, settings.Attention):
+            mixed, carry = layers.gqa(
+                group.mixer,
+                weights,
+                normed,
+                rope=rope,
+                attend=attend,
+                eps=cfg.norm_eps,
+                sums=add,
+            )
+        else:
+            mixer = mla.mla_decode if decoding else mla.mla
+            mixed, carry = mixer(cfg, group.mixer, weights, normed, rope=rope, attend=attend)
         x = x + mixed
     with jax.named_scope("mlp"):
         normed = layers.rms_norm(params["mlp_norm"], x, cfg.norm_eps, sums=add)
-        x = x + layers.mlp(params["mlp"], normed)
-    return x, carry
+        if isinstance(group.mlp, settings.Experts):
+            out, routing = moe.experts(group.mlp, params["mlp"], normed, choice=choice)
+        else:
+            out, routing = layers.mlp(params["mlp"], normed), None
+    return x + out, carry, routing
 
 
 def sums(cfg: settings.Decoder) -> Sums:
@@ -93,6 +167,72 @@ def head(cfg: settings.Decoder, params: Params) -> Float[Array, "V D"]:
     return params["embed"] if cfg.tied else params["head"]
 
 
+def rotated(mixer: settings.Attention | settings.Latent) -> int:
+    """How many entries of a head are rotated by its position."""
+    return mixer.rope_dim if isinstance(mixer, settings.Latent) else mixer.head_dim
+
+
+def run(
+    cfg: settings.Decoder,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    position: Int[Array, "B T"],
+    segment: Int[Array, "B T"],
+    *,
+    keep_cache: bool = False,
+    keep_routing: bool = False,
+    choices: Sequence[Int[Array, "L B T k"] | None] | None = None,
+) -> Outputs:
+    """Final hidden states of packed rows, and what is asked to be kept.
+
+    A token sees the tokens before it in its own segment. `choices[g]` replays the experts that
+    each layer of group g took (a `Routing.choice` that was kept, or the sampler's).
+    """
+    x = constrain(embed(cfg, params, tokens), "batch", None, None)
+    caches, routings = [], []
+    for g, group in enumerate(cfg.groups):
+        given = None if choices is None else choices[g]
+        x, cache, routing = _layers(
+            cfg, group, params["groups"][g], x, position, segment, given, keep_cache, keep_routing
+        )
+        caches.append(cache)
+        routings.append(routing)
+    return Outputs(
+        hidden=layers.rms_norm(params["norm"], x, cfg.norm_eps, sums=sums(cfg)),
+        cache=caches if keep_cache else None,
+        routing=routings if keep_routing else None,
+    )
+
+
+def _layers(
+    cfg: settings.Decoder,
+    group: settings.Group,
+    stacked: Params,
+    x: jax.Array,
+    position: jax.Array,
+    segment: jax.Array,
+    choices: jax.Array | None,
+    keep_cache: bool,
+    keep_routing: bool,
+) -> tuple[jax.Array, Any, Any]:
+    """All layers of one group, by a scan."""
+    rope = rope_angles(cfg, position, rotated(group.mixer))
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+        return packed_attention(q, k, v, segment, sums=sums(cfg)), (k, v)
+
+    def one(x: jax.Array, xs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Any]:
+        weights, choice = xs
+        x, cache, routing = layer(cfg, group, weights, x, rope=rope, attend=attend, choice=choice)
+        kept = (cache if keep_cache else None, routing if keep_routing else None)
+        return constrain(x, "batch", None, None), kept
+
+    body = jax.checkpoint(one) if cfg.remat == "layer" else one
+    unroll = 1 if cfg.scan else group.count
+    x, (cache, routing) = jax.lax.scan(body, x, (stacked, choices), unroll=unroll)
+    return x, cache, routing
+
+
 def forward(
     cfg: settings.Decoder,
     params: Params,
@@ -102,28 +242,9 @@ def forward(
     *,
     keep_kv: bool = False,
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """Final hidden states, after the last norm, of packed rows.
-
-    A token sees the tokens before it in its own segment. With `keep_kv` also each layer's rotated
-    keys and values, a list over groups of a pair [count, B, T, K, H]; otherwise None.
-    """
-    x = constrain(embed(cfg, params, tokens), "batch", None, None)
-    kept = []
-    for group, stacked in zip(cfg.groups, params["groups"], strict=True):
-        rope = layers.rope_angles(position, head_dim=group.mixer.head_dim, theta=cfg.rope_theta)
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-            return packed_attention(q, k, v, segment, sums=sums(cfg)), (k, v) if keep_kv else None
-
-        def one(x: jax.Array, params: Params, group=group, rope=rope) -> tuple[jax.Array, Any]:
-            x, carry = layer(cfg, group, params, x, rope=rope, attend=attend)
-            return constrain(x, "batch", None, None), carry
-
-        body = jax.checkpoint(one) if cfg.remat == "layer" else one
-        x, carry = jax.lax.scan(body, x, stacked, unroll=1 if cfg.scan else group.count)
-        kept.append(carry)
-    x = layers.rms_norm(params["norm"], x, cfg.norm_eps, sums=sums(cfg))
-    return x, kept if keep_kv else None
+    """`run`'s hidden states, and with `keep_kv` its cache; otherwise None."""
+    out = run(cfg, params, tokens, position, segment, keep_cache=keep_kv)
+    return out.hidden, out.cache
 
 
 def logits(
@@ -163,14 +284,17 @@ def decode_step(
     position: Int[Array, " B"],
     attends: Sequence[Attend],
 ) -> tuple[Float[Array, "B D"], list[Any]]:
-    """Final hidden state of one new token per row, and each layer's new cache."""
+    """Final hidden state of one new token per row, and each layer's new cache.
+
+    A layer with latent attention takes an `attend` as `mla.mla_decode` does.
+    """
     x = constrain(embed(cfg, params, tokens), "batch", None)
     caches = []
-    rope: dict[int, tuple[jax.Array, jax.Array]] = {}
+    rope: dict[int, Rope] = {}
     for (group, weights), attend in zip(unstacked, attends, strict=True):
-        size = group.mixer.head_dim
+        size = rotated(group.mixer)
         if size not in rope:
-            rope[size] = layers.rope_angles(position, head_dim=size, theta=cfg.rope_theta)
-        x, cache = layer(cfg, group, weights, x, rope=rope[size], attend=attend)
+            rope[size] = rope_angles(cfg, position, size)
+        x, cache, _ = layer(cfg, group, weights, x, rope=rope[size], attend=attend, decoding=True)
         caches.append(cache)
     return layers.rms_norm(params["norm"], x, cfg.norm_eps, sums=sums(cfg)), caches

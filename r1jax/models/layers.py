@@ -1,4 +1,4 @@
-"""The parts of a layer: norm, rotary positions, gated feed-forward, grouped-query attention.
+"""The parts of a dense layer: norm, gated feed-forward, grouped-query attention.
 
 A block is a pair of functions: `*_leaves(settings) -> tree of Leaf` for one layer, and an apply
 function on that tree's arrays. Attention blocks receive `attend(q, k, v) -> (out, carry)`: the same
@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from r1jax import settings
 from r1jax.kernels.sums import Sums, as_they_come
+from r1jax.models.rope import Rope, rotate
 from r1jax.sharding import Leaf, constrain, normal, ones, zeros
 from r1jax.types import Params
 
@@ -32,28 +33,6 @@ def rms_norm(
     inverse = jax.lax.rsqrt(square + eps)
     wide = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
     return (x32 * inverse * wide).astype(x.dtype)
-
-
-def rope_angles(
-    position: Int[Array, "..."], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "... 1 half"], Float[Array, "... 1 half"]]:
-    """Cosine and sine of each rotary angle, float32, with a dimension for the heads.
-
-    Source: RoFormer, arXiv:2104.09864.
-    """
-    rate = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = position[..., None, None].astype(jnp.float32) * rate.reshape(
-        (1,) * (position.ndim + 1) + rate.shape
-    )
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Float[Array, "... heads H"], rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates pair (i, i + H/2) of each head by its angle (the half-split form of Llama, Qwen)."""
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def gqa_leaves(cfg: settings.Attention, dim: int) -> Params:
@@ -87,7 +66,7 @@ def gqa(
     params: Params,
     x: Float[Array, "... D"],
     *,
-    rope: tuple[jax.Array, jax.Array],
+    rope: Rope,
     attend: Attend,
     eps: float,
     sums: Sums = as_they_come,

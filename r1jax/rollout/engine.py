@@ -245,6 +245,8 @@ def empty_loop(
     values = cache_dtype(dtype, decoder.sums(cfg))
     caches = []
     for block in cfg.groups:
+        if not isinstance(block.mixer, settings.Attention):
+            raise ValueError("the rollout engine has caches for grouped-query attention only")
         kv, head = block.mixer.num_kv_heads, block.mixer.head_dim
 
         def zeros(*shape: int, kv: int = kv, dtype: Any = dtype) -> jax.Array:

@@ -1,0 +1,39 @@
+"""Heads beside the language model's: one number a token (value), one a sequence (reward)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from r1jax import settings
+from r1jax.sharding import Leaf, zeros
+from r1jax.types import Params
+
+
+def scalar_leaves(cfg: settings.Decoder) -> Params:
+    """Weights of a head that gives one number. They start at 0: a new critic says 0 of all."""
+    return {"scale": Leaf((cfg.dim,), (None,), zeros), "bias": Leaf((), (), zeros)}
+
+
+def token_scores(params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "..."]:
+    """One number a token, float32: a value head's estimate at each state."""
+    scale = params["scale"].astype(jnp.float32)
+    score = jnp.einsum("...d,d->...", hidden.astype(jnp.float32), scale)
+    return score + params["bias"].astype(jnp.float32)
+
+
+def sequence_scores(
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    segment: Int[Array, "B T"],
+    *,
+    max_segments: int,
+) -> Float[Array, "B S"]:
+    """One number a sequence: the score at its last token. 0 where a row has fewer sequences.
+
+    `segment` counts from 1 in each row, 0 being padding; entry s is of segment s + 1, and
+    sequences after the first `max_segments` of a row are left out.
+    """
+    following = jnp.pad(segment[:, 1:], ((0, 0), (0, 1)))
+    last = (following != segment) & (segment > 0)
+    member = segment[..., None] == 1 + jnp.arange(max_segments).reshape(1, 1, max_segments)
+    picked = jnp.where(member & last[..., None], token_scores(params, hidden)[..., None], 0.0)
+    return jnp.sum(picked, axis=1)
