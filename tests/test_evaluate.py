@@ -17,7 +17,7 @@ import pytest
 from r1jax import config, evaluate, metrics, sharding
 from r1jax.evaluate import Estimate, Judged, majority_at_k, measure, pass_at_k
 from r1jax.loops import rl
-from r1jax.loops.run import Context
+from r1jax.loops.run import Context, Scorer
 from r1jax.models import decoder
 from r1jax.settings import Reinforce
 
@@ -177,11 +177,12 @@ def test_one_answer_a_problem_is_the_evaluation_that_the_run_itself_makes(small_
     )
     params = sharding.init(decoder.leaves(run.model), jax.random.key(3), mesh)
 
-    def score(row, answer):
-        return 0.0, {}
-
+    scorer = Scorer(
+        reward=lambda rows, answers: [(0.0, {})] * len(answers),
+        each=lambda function, rows, answers: list(map(function, rows, answers)),
+    )
     with jax.set_mesh(mesh):
-        own = rl.make_evaluation(stage, stage.task.test()[:8], context, score)(params, 3)
+        own = rl.make_evaluation(stage, stage.task.test()[:8], context, scorer)(params, 3)
     answers = [each["answer"] for each in metrics.read_samples(tmp_path)]
     assert len(set(answers)) > 1 and [each["answer"] for each in kept] == answers
     for ours, theirs in (("length", "test/length"), ("cut", "test/cut"), ("words", "test/words")):
