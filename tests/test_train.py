@@ -90,7 +90,7 @@ def test_a_run_leaves_everything_that_people_look_at(straight: Path) -> None:
     assert "<svg" in (straight / "report.html").read_text()
     assert list((straight / "tensorboard" / "rl").iterdir())
     lines = (straight / "config.txt").read_text().splitlines()
-    assert lines[-2].startswith("tokenizer: ") and lines[-1] == "weights: None"  # all of it
+    assert lines[-2].startswith("tokenizer") and lines[-1] == "weights: None"  # all of it
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
