@@ -139,18 +139,7 @@ def test_a_config_that_imports_jax_is_printed_without_jax_in_under_a_second(file
     assert seconds < 1
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        ["-c", COMMAND],
-        pytest.param(
-            ["-m", "r1jax.train"],
-            marks=pytest.mark.skipif(
-                not (ROOT / "r1jax" / "train.py").exists(), reason="no train command yet"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("program", [["-c", COMMAND], ["-m", "r1jax.train"]])
 def test_a_typo_on_the_command_line_is_one_line_in_under_a_second(file, program):
     done, seconds = command(*program, "--config", "sample.py", "--set", "rl.grop=3", cwd=Path.cwd())
     assert done.returncode == 2

@@ -42,6 +42,24 @@ def batch_logp(
     return jnp.where(first, 0.0, logp), jnp.where(first, 0.0, entropy)
 
 
+def make_objective(
+    cfg: settings.Decoder, loss: Loss, *, temperature: float
+) -> Callable[[Params, Batch, Numbers], tuple[jax.Array, Metrics]]:
+    """The function (params, batch, numbers) -> (loss, metrics) that an update differentiates."""
+
+    def objective(params: Params, batch: Batch, numbers: Numbers) -> tuple[jax.Array, Metrics]:
+        logp, entropy = batch_logp(cfg, params, batch, temperature=temperature)
+        value, metrics = loss(logp, batch.replace(entropy=entropy), **numbers)
+        entropy = jnp.where(batch.mask, jax.lax.stop_gradient(entropy), 0.0)
+        metrics = {"loss": value, "entropy": jnp.sum(entropy) / batch.num_tokens, **metrics}
+        if batch.logp_rollout is not None:
+            gap = jnp.where(batch.mask, jnp.abs(logp - batch.logp_rollout), 0.0)
+            metrics["gap"] = jnp.max(jax.lax.stop_gradient(gap))
+        return value, metrics
+
+    return objective
+
+
 def make_update(
     cfg: settings.Decoder,
     loss: Loss,
@@ -59,17 +77,7 @@ def make_update(
     their number. Metrics are means over the update's tokens, but `gap`, the largest.
     """
 
-    def objective(params: Params, batch: Batch, numbers: Numbers) -> tuple[jax.Array, Metrics]:
-        logp, entropy = batch_logp(cfg, params, batch, temperature=temperature)
-        value, metrics = loss(logp, batch.replace(entropy=entropy), **numbers)
-        entropy = jnp.where(batch.mask, jax.lax.stop_gradient(entropy), 0.0)
-        metrics = {"loss": value, "entropy": jnp.sum(entropy) / batch.num_tokens, **metrics}
-        if batch.logp_rollout is not None:
-            gap = jnp.where(batch.mask, jnp.abs(logp - batch.logp_rollout), 0.0)
-            metrics["gap"] = jnp.max(jax.lax.stop_gradient(gap))
-        return value, metrics
-
-    gradient = jax.grad(objective, has_aux=True)
+    gradient = jax.grad(make_objective(cfg, loss, temperature=temperature), has_aux=True)
 
     def more(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
         grads, metrics = gradient(params, batch, numbers)
@@ -93,17 +101,7 @@ def make_update(
             total = jax.tree.map(lambda x: x[0], total)
             return jax.tree.map(lambda x: x[None], more(total, params, batch, numbers))
 
-        if data_parts(batch) == 1:
-            return share(total, params, batch, numbers)
-        split = PartitionSpec("data")
-        rows = jax.tree.map(lambda x: split if x.ndim else PartitionSpec(), batch)
-        return jax.shard_map(
-            share,
-            in_specs=(split, PartitionSpec(), rows, PartitionSpec()),
-            out_specs=split,
-            axis_names={"data"},
-            check_vma=False,
-        )(total, params, batch, numbers)
+        return by_rows(share, batch)(total, params, batch, numbers)
 
     @partial(jax.jit, donate_argnums=0)
     def apply(state: TrainState, total: Sums) -> tuple[TrainState, Metrics]:
@@ -152,6 +150,21 @@ def data_parts(batch: Batch) -> int:
     """In how many parts the mesh's `data` axis splits the rows; 1 where it does not divide them."""
     parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
     return parts if batch.tokens.shape[0] % parts == 0 else 1
+
+
+def by_rows(share: Callable[..., Sums], batch: Batch) -> Callable[..., Sums]:
+    """`share(total, params, batch, numbers)` by each part of `data`, on its sums and its rows."""
+    if data_parts(batch) == 1:
+        return share
+    split = PartitionSpec("data")
+    rows = jax.tree.map(lambda x: split if x.ndim else PartitionSpec(), batch)
+    return jax.shard_map(
+        share,
+        in_specs=(split, PartitionSpec(), rows, PartitionSpec()),
+        out_specs=split,
+        axis_names={"data"},
+        check_vma=False,
+    )
 
 
 def make_logp(
