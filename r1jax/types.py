@@ -55,16 +55,22 @@ class Batch(struct.PyTreeNode, kw_only=True):
     sum and does not depend on packing, micro-batches or devices; it is 0 where `mask` is False.
     `num_tokens` is the count of `mask` over the whole update: per-token metrics divide by it.
 
+    Answers to one prompt may share it: the prompt is then a segment of its own, to the left, that
+    each of them names in `prompt` and goes on from, in `position` too. Without `prompt` and
+    `before` no segment continues another.
+
     What is said of a whole sequence stands at each of its tokens: its outcome, its label (1 for
     the better answer of a pair, 0 for the worse). The two sequences of a pair lie in one row.
     """
 
     tokens: Int[Array, "B T"]
     position: Int[Array, "B T"]  # 0 at the start of each sequence
-    segment: Int[Array, "B T"]  # 1, 2, ... ; 0 is padding
+    segment: Int[Array, "B T"]  # 1, 2, ... from left to right; 0 is padding
     mask: Bool[Array, "B T"]
     weight: Float[Array, "B T"]
     num_tokens: Float[Array, ""]
+    prompt: Int[Array, "B T"] | None = None  # the segment that this token's continues; 0: none
+    before: Int[Array, "B T"] | None = None  # the column of the token before; any at position 0
     advantage: Float[Array, "B T"] | None = None
     logp_rollout: Float[Array, "B T"] | None = None
     logp_old: Float[Array, "B T"] | None = None

@@ -1,6 +1,7 @@
 """The decoder against a transcription of the published equations in numpy, and its invariances."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from r1jax import sharding
 from r1jax.kernels.attention import decode_attention, packed_attention
 from r1jax.kernels.logprob import token_logp
+from r1jax.kernels.tiles import TILE, tile_attention
 from r1jax.models import decoder
 from r1jax.settings import Decoder, dense
 
@@ -128,6 +130,35 @@ def test_packed_sequences_do_not_see_each_other() -> None:
         np.testing.assert_allclose(packed, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [(4, 5, 6), (30, 35, 70)])
+def test_an_answer_sees_its_prompt_and_itself_and_no_other_answer(lengths: tuple) -> None:
+    cfg = FAMILIES["qwen2"]
+    params = weights(cfg)
+    segment = jnp.repeat(jnp.asarray([1, 2, 3]), np.asarray(lengths))[None]
+    prompt = jnp.where(segment > 1, 1, 0)
+    start, second = lengths[0], lengths[0] + lengths[1]
+    position = jnp.concatenate([jnp.arange(start), *(start + jnp.arange(n) for n in lengths[1:])])[
+        None
+    ]
+    tokens = jnp.arange(sum(lengths))[None]
+
+    def hidden_of(embedded: jax.Array, first: int, end: int) -> jax.Array:
+        out, _ = decoder.forward(
+            cfg, {**params, "embed": embedded}, tokens, position, segment, prompt
+        )
+        return jnp.sum(jnp.sin(out[0, first:end]))
+
+    embedded = jax.random.normal(jax.random.key(5), (sum(lengths), cfg.dim))
+    gradient = jax.jit(jax.grad(hidden_of), static_argnums=(1, 2))
+    first = np.abs(gradient(embedded, start, second)).max(axis=1)
+    last = np.abs(gradient(embedded, second, sum(lengths))).max(axis=1)
+    assert (first[:second] > 0).all() and (first[second:] == 0).all()
+    assert (last[:start] > 0).all() and (last[second:] > 0).all()
+    assert (last[start:second] == 0).all()
+    of_prompt = np.abs(gradient(embedded, 0, start)).max(axis=1)
+    assert (of_prompt[:start] > 0).all() and (of_prompt[start:] == 0).all()
+
+
 def test_no_logit_depends_on_a_later_token() -> None:
     cfg = FAMILIES["llama"]
     params = weights(cfg)
@@ -161,20 +192,93 @@ def test_unrolling_and_recomputing_change_neither_values_nor_gradients(change: d
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
 
 
-@pytest.mark.parametrize("length", [5, 128, 300])
-def test_blocked_attention_is_attention(length: int) -> None:
+# Runs of (segment, the segment it continues, tokens) in each row.
+LAYOUTS = {
+    "one tile": [[(1, 0, 2), (2, 1, 2), (3, 1, 1)]],
+    "two sequences": [[(1, 0, 100), (2, 0, 200)], [(1, 0, 300)]],
+    "shared prompts": [
+        [(1, 0, 40), (2, 1, 64), (3, 1, 65), (4, 1, 1), (5, 0, 20), (6, 5, 70), (0, 0, 5)],
+        [(1, 0, 150), (2, 1, 3), (3, 1, 80), (0, 0, 32)],
+    ],
+    "padding first": [[(0, 0, 30), (1, 0, 90), (2, 1, 40)]],
+}
+
+
+def laid_out(layout: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = LAYOUTS[layout]
+    segment = [np.repeat([s for s, _, _ in row], [n for _, _, n in row]) for row in rows]
+    prompt = [np.repeat([p for _, p, _ in row], [n for _, _, n in row]) for row in rows]
+    return np.stack(segment).astype(np.int32), np.stack(prompt).astype(np.int32)
+
+
+def numpy_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, segment: np.ndarray, prompt: np.ndarray
+) -> np.ndarray:
+    """One query at a time, in float64."""
+    out = np.zeros(q.shape)
+    for b, t, kv, r in np.ndindex(*q.shape[:-1]):
+        own = segment[b, : t + 1] == segment[b, t]
+        asked = (segment[b, : t + 1] == prompt[b, t]) & (prompt[b, t] > 0)
+        see = np.flatnonzero(own | asked)
+        score = k[b, see, kv].astype(np.float64) @ q[b, t, kv, r] / np.sqrt(q.shape[-1])
+        weight = np.exp(score - score.max())
+        out[b, t, kv, r] = weight / weight.sum() @ v[b, see, kv]
+    return out
+
+
+def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, see: np.ndarray) -> jax.Array:
+    """All scores at once, with JAX's own gradient."""
+    score = jnp.einsum("btkrh,bskh->bkrts", q, k) / q.shape[-1] ** 0.5
+    weight = jax.nn.softmax(jnp.where(see[:, None, None], score, -1e30), axis=-1)
+    return jnp.einsum("bkrts,bskh->btkrh", weight, v)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_attention_and_its_gradient_are_those_of_the_definition(layout: str) -> None:
+    segment, prompt = laid_out(layout)
+    shape = segment.shape
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (*shape, 2, 3, 8))
+    k, v = (jax.random.normal(key, (*shape, 2, 8)) for key in keys[1:3])
+    real = (segment > 0)[..., None, None, None]
+    found = jnp.where(real, packed_attention(q, k, v, jnp.asarray(segment), jnp.asarray(prompt)), 0)
+    expected = numpy_attention(*map(np.asarray, (q, k, v)), segment, prompt) * real
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    see = segment[:, :, None] == segment[:, None]
+    see |= (prompt[:, :, None] == segment[:, None]) & (prompt[:, :, None] > 0)
+    see &= np.tri(shape[1], dtype=bool)[None]
+    towards = jnp.where(real, jax.random.normal(keys[3], q.shape), 0.0)
+
+    def total(attend, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.sum(towards * attend(q, k, v))
+
+    packed = lambda q, k, v: packed_attention(  # noqa: E731
+        q, k, v, jnp.asarray(segment), jnp.asarray(prompt)
+    )
+    ours = jax.grad(total, argnums=(1, 2, 3))(packed, q, k, v)
+    theirs = jax.grad(total, argnums=(1, 2, 3))(partial(dense_attention, see=see), q, k, v)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_tiles_that_nothing_sees_are_not_read() -> None:
+    segment, prompt = laid_out("shared prompts")
     keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (2, length, 2, 3, 8))
-    k, v = (jax.random.normal(key, (2, length, 2, 8)) for key in keys[1:])
-    segment = jnp.asarray([[1 + (t >= length // 3) for t in range(length)], [1] * length])
-    found = packed_attention(q, k, v, segment)
-    q, k, v, segment = (np.asarray(x, np.float64) for x in (q, k, v, segment))
-    score = np.einsum("btkrh,bskh->bkrts", q, k) / np.sqrt(8)
-    index = np.arange(length)
-    see = (segment[:, :, None] == segment[:, None]) & (index[:, None] >= index[None])
-    weight = np.exp(score - score.max(-1, keepdims=True)) * see[:, None, None]
-    weight /= weight.sum(-1, keepdims=True)
-    np.testing.assert_allclose(found, np.einsum("bkrts,bskh->btkrh", weight, v), atol=1e-5)
+    q = jax.random.normal(keys[0], (*segment.shape, 1, 1, 8))
+    k, v = (jax.random.normal(key, (*segment.shape, 1, 8)) for key in keys[1:])
+    third = segment[0] == 3
+    column = np.arange(len(third))
+    # Its prompt's tokens are read in one tile, which reaches past them; then come its own.
+    unread = (column >= TILE) & (column < np.flatnonzero(third)[0])
+    assert unread.sum() == 40  # of the answer between its prompt and itself
+
+    def of_third(k: jax.Array, v: jax.Array) -> jax.Array:
+        out = tile_attention(q, k, v, jnp.asarray(segment), jnp.asarray(prompt))
+        return out[0, third]
+
+    bad_k, bad_v = (x.at[0, unread].set(jnp.nan) for x in (k, v))
+    np.testing.assert_array_equal(of_third(bad_k, bad_v), of_third(k, v))
 
 
 def test_decode_attention_over_pieces_is_attention_over_all_visible_keys() -> None:

@@ -331,15 +331,13 @@ def test_packing_changes_neither_loss_nor_metrics():
     values = {n: rng.normal(-1, 0.3, mask.shape).astype(np.float32) for n in names}
     values["weight"] = weights.sequence_mean(mask)
     prompt_length = rng.integers(1, 5, prompts)
-    where = packing.pack(packing.sequence_lengths(prompt_length, length), 16)
+    where = packing.pack_rollout(prompt_length, length, 16)
     fields = packing.place_rollouts(
         where,
         prompt=np.ones((prompts, 4), np.int32),
-        prompt_length=prompt_length,
         answer=np.ones((answers, width), np.int32),
-        answer_length=length,
         extras=values,
-        num_rows=where.num_rows + 2,
+        num_rows=where.answers.num_rows + 2,
     )
     packed = {name: jnp.asarray(x) for name, x in fields.items()}
     padded = {name: jnp.asarray(x) for name, x in values.items()} | {

@@ -108,38 +108,122 @@ def make_rollout(rng, *, prompts=5, group=4, longest=30, width=40) -> dict[str, 
 
 
 def naive_layout(where, rollout, num_rows, prompt_of):
-    """`place_rollouts`, one token at a time."""
-    shape = (num_rows, where.row_length)
-    fields: dict[str, Any] = {
-        name: np.zeros(shape, np.int32) for name in ("tokens", "position", "segment")
-    }
+    """`place_rollouts`, one token at a time; a sequence is a copy of a prompt, or an answer."""
+    shape = (num_rows, where.answers.row_length)
+    names = ("tokens", "position", "segment", "prompt")
+    fields: dict[str, Any] = {name: np.zeros(shape, np.int32) for name in names}
+    fields["before"] = np.asarray([[max(t - 1, 0) for t in range(shape[1])]] * num_rows, np.int32)
     fields["mask"] = np.zeros(shape, bool)
     fields |= {name: np.zeros(shape, np.float32) for name in rollout["extras"]}
-    for i, n in enumerate(rollout["answer_length"]):
-        owner = prompt_of[i]
-        start = rollout["prompt_length"][owner]
-        ids = [*rollout["prompt"][owner, :start], *rollout["answer"][i, :n]]
-        for t, token in enumerate(ids):
-            cell = where.row[i], where.offset[i] + t
-            fields["tokens"][cell] = token
+    prompts, answers = where.prompts, where.answers
+    for i, p in enumerate(where.prompt_of):
+        for t in range(rollout["prompt_length"][p]):
+            cell = prompts.row[i], prompts.offset[i] + t
+            fields["tokens"][cell] = rollout["prompt"][p, t]
             fields["position"][cell] = t
-            fields["segment"][cell] = where.segment[i]
-            if t >= start:
-                fields["mask"][cell] = True
-                for name, values in rollout["extras"].items():
-                    fields[name][cell] = values[i, t - start]
+            fields["segment"][cell] = prompts.segment[i]
+    for i, n in enumerate(rollout["answer_length"]):
+        copy = where.copy_of[i]
+        assert where.prompt_of[copy] == prompt_of[i] and prompts.row[copy] == answers.row[i]
+        size = rollout["prompt_length"][prompt_of[i]]
+        for t in range(n):
+            cell = answers.row[i], answers.offset[i] + t
+            fields["tokens"][cell] = rollout["answer"][i, t]
+            fields["position"][cell] = size + t
+            fields["segment"][cell] = answers.segment[i]
+            fields["prompt"][cell] = prompts.segment[copy]
+            if t == 0:
+                fields["before"][cell] = prompts.offset[copy] + size - 1
+            fields["mask"][cell] = True
+            for name, values in rollout["extras"].items():
+                fields[name][cell] = values[i, t]
     return fields
+
+
+def pack_rollout(rollout, row_length, prompt_of=None):
+    return packing.pack_rollout(
+        rollout["prompt_length"], rollout["answer_length"], row_length, prompt_of=prompt_of
+    )
+
+
+def place(where, rollout, **more):
+    arrays = {name: rollout[name] for name in ("prompt", "answer", "extras")}
+    return packing.place_rollouts(where, **arrays, **more)
+
+
+@pytest.mark.parametrize("row_length", [70, 128, 1000])
+@pytest.mark.parametrize("group", [1, 4, 7])
+def test_prompts_and_their_answers_get_cells_of_their_own_in_one_row(row_length, group):
+    rollout = make_rollout(np.random.default_rng(group), group=group)
+    where = pack_rollout(rollout, row_length)
+    owner = np.arange(5 * group) // group
+    np.testing.assert_array_equal(where.answers.length, rollout["answer_length"])
+    np.testing.assert_array_equal(where.prompts.length, rollout["prompt_length"][where.prompt_of])
+    np.testing.assert_array_equal(where.prompt_of[where.copy_of], owner)
+    np.testing.assert_array_equal(where.prompts.row[where.copy_of], where.answers.row)
+    assert set(where.copy_of) == set(range(len(where.prompt_of)))  # no prompt without answers
+    cells = tokens_by_cell(where.prompts) + tokens_by_cell(where.answers)
+    assert len(set(cells)) == len(cells)
+    assert {row for row, _ in cells} == set(range(where.answers.num_rows))
+    assert all(0 <= column < row_length for _, column in cells)
+    segments = [
+        (int(row), int(segment))
+        for part in (where.prompts, where.answers)
+        for row, segment in zip(part.row, part.segment, strict=True)
+    ]
+    assert len(set(segments)) == len(segments) and min(s for _, s in segments) == 1
+    prompt_end = (where.prompts.offset + where.prompts.length)[where.copy_of]
+    assert (where.answers.offset >= prompt_end).all()  # causal from left to right
+
+
+def test_a_prompt_stands_once_where_a_row_holds_all_of_its_answers():
+    where = packing.pack_rollout([5, 3], [4, 4, 4, 2, 2, 2], 20)
+    assert sorted(where.prompt_of.tolist()) == [0, 1]
+    np.testing.assert_array_equal(where.answers.row, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(where.answers.offset, [5, 9, 13, 3, 5, 7])
+    np.testing.assert_array_equal(where.answers.segment, [2, 3, 4, 2, 3, 4])
+
+
+def test_answers_without_room_beside_the_others_take_their_prompt_along():
+    # 3 + 4 + 4 fill the row of 11; the third answer needs the prompt again.
+    where = packing.pack_rollout([3], [4, 4, 4], 11)
+    np.testing.assert_array_equal(where.prompt_of, [0, 0])
+    np.testing.assert_array_equal(where.answers.row, [0, 0, 1])
+    np.testing.assert_array_equal(where.prompts.offset, [0, 0])
+
+
+def test_a_prompt_is_not_repeated_for_fewer_answer_tokens_than_it_has():
+    # Row 0 has 5 free: for the second prompt (4 tokens) an answer of one token is too few.
+    where = packing.pack_rollout([4, 4], [6, 5, 1, 1], 20)
+    np.testing.assert_array_equal(where.answers.row, [0, 0, 1, 1])
+    # Row 0 has 2 free: a prompt of one token pays for an answer of one.
+    where = packing.pack_rollout([1, 1], [9, 8, 1, 9], 20)
+    np.testing.assert_array_equal(where.answers.row, [0, 0, 0, 1])
+
+
+def test_empty_answers_are_packed_and_give_nothing_back():
+    where = packing.pack_rollout([2, 3], [0, 4, 0, 0], 9)
+    assert (where.answers.length == [0, 4, 0, 0]).all()
+    got = packing.collect(where, np.ones((where.answers.num_rows, 9), np.float32), width=4)
+    np.testing.assert_array_equal(got, [[0] * 4, [1] * 4, [0] * 4, [0] * 4])
+
+
+def test_rows_of_shared_prompts_are_nearly_full():
+    rng = np.random.default_rng(1)
+    lengths = np.clip(rng.geometric(1 / 65, 128), 1, 512)
+    where = packing.pack_rollout(np.full(16, 40), lengths, 768)
+    needed = 16 * 40 + lengths.sum()
+    assert needed > 0.9 * where.answers.num_rows * 768
 
 
 @pytest.mark.parametrize("extra_rows", [None, 0, 3])
 def test_rollouts_lie_where_a_naive_loop_puts_them(extra_rows):
     rollout = make_rollout(np.random.default_rng(2))
-    lengths = packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"])
-    where = packing.pack(lengths, 128)
-    num_rows = None if extra_rows is None else where.num_rows + extra_rows
-    fields = packing.place_rollouts(where, **rollout, num_rows=num_rows)
+    where = pack_rollout(rollout, 128)
+    num_rows = where.answers.num_rows + (extra_rows or 0)
+    fields = place(where, rollout, num_rows=None if extra_rows is None else num_rows)
     assert fields.pop("num_tokens") == rollout["answer_length"].sum()
-    expected = naive_layout(where, rollout, num_rows or where.num_rows, np.arange(20) // 4)
+    expected = naive_layout(where, rollout, num_rows, np.arange(20) // 4)
     assert fields.keys() == expected.keys()
     for name, value in expected.items():
         assert fields[name].dtype == value.dtype, name
@@ -154,39 +238,36 @@ def test_a_minibatch_of_any_answers_is_placed_with_their_own_prompts():
         "answer_length": rollout["answer_length"][chosen],
         "extras": {name: x[chosen] for name, x in rollout["extras"].items()},
     }
-    lengths = packing.sequence_lengths(
-        part["prompt_length"], part["answer_length"], prompt_of=chosen // 4
-    )
-    where = packing.pack(lengths, 128)
-    fields = packing.place_rollouts(where, **part, prompt_of=chosen // 4)
-    for name, value in naive_layout(where, part, where.num_rows, chosen // 4).items():
+    where = pack_rollout(part, 128, prompt_of=chosen // 4)
+    fields = place(where, part)
+    for name, value in naive_layout(where, part, where.answers.num_rows, chosen // 4).items():
         np.testing.assert_array_equal(fields[name], value, err_msg=name)
 
 
 def test_collect_reads_back_what_was_placed():
     rollout = make_rollout(np.random.default_rng(4))
-    lengths = packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"])
-    where = packing.pack(lengths, 96)
-    fields = packing.place_rollouts(where, **rollout, num_rows=where.num_rows + 1)
+    where = pack_rollout(rollout, 96)
+    fields = place(where, rollout, num_rows=where.answers.num_rows + 1)
     inside = np.arange(40)[None, :] < rollout["answer_length"][:, None]
     for name, values in rollout["extras"].items():
-        got = packing.collect(where, fields[name], answer_length=rollout["answer_length"], width=40)
+        got = packing.collect(where, fields[name], width=40)
         np.testing.assert_array_equal(got, np.where(inside, values, 0))
 
 
 def test_rollouts_that_cannot_be_placed_are_refused():
     rollout = make_rollout(np.random.default_rng(5))
-    lengths = packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"])
-    where = packing.pack(lengths, 128)
-    with pytest.raises(ValueError, match=f"need {where.num_rows} rows, got num_rows=1"):
-        packing.place_rollouts(where, **rollout, num_rows=1)
-    with pytest.raises(ValueError, match="the packing is of other sequences: 20 "):
-        packing.place_rollouts(packing.pack(lengths + 1, 128), **rollout)
+    where = pack_rollout(rollout, 128)
+    with pytest.raises(ValueError, match=f"need {where.answers.num_rows} rows, got num_rows=1"):
+        place(where, rollout, num_rows=1)
+    with pytest.raises(ValueError, match="the packing is of 20 answers, got 19"):
+        place(where, rollout | {"answer": rollout["answer"][:19]})
     with pytest.raises(ValueError, match="B=19, N=5"):
-        packing.sequence_lengths(rollout["prompt_length"], rollout["answer_length"][:19])
+        packing.pack_rollout(rollout["prompt_length"], rollout["answer_length"][:19], 128)
+    with pytest.raises(ValueError, match="answer 1 with its prompt has 9 tokens, a row holds"):
+        packing.pack_rollout([4], [3, 5], 8)
     empty = rollout["prompt_length"] * (np.arange(5) != 3)
     with pytest.raises(ValueError, match="prompt 3 is empty"):
-        packing.sequence_lengths(empty, rollout["answer_length"])
+        packing.pack_rollout(empty, rollout["answer_length"], 128)
 
 
 # --------------------------------------------------------------------------- given texts

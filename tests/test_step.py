@@ -1,5 +1,6 @@
 """An update is the same however it is packed, cut into micro-batches or split over devices."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,12 +13,14 @@ from r1jax import settings, sharding
 from r1jax.algos.kl import k3
 from r1jax.algos.losses import policy_loss
 from r1jax.algos.weights import sequence_mean
+from r1jax.data.packing import collect
 from r1jax.loops.batches import pack_answers
 from r1jax.loops.step import make_logp, make_update
 from r1jax.models import decoder
+from r1jax.rollout.answers import to_host
 from r1jax.rollout.engine import make_engine
 from r1jax.state import init_state
-from r1jax.types import Prompts, Rollout
+from r1jax.types import Batch, Prompts, Rollout
 
 CFG = settings.dense(
     vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, mlp_dim=48, qk_norm=True
@@ -32,38 +35,62 @@ MESHES = {
 
 
 def a_rollout() -> Rollout:
-    """Eight answers of 1 to 20 tokens to four prompts, with log-probs near a policy's."""
+    """Twelve answers of 0 to 20 tokens to three prompts, with log-probs near a policy's."""
     rng = np.random.default_rng(0)
-    answer_length = np.asarray([3, 20, 1, 7, 12, 12, 5, 9], np.int32)
+    answer_length = np.asarray([3, 20, 1, 7, 12, 12, 5, 0, 9, 20, 18, 2], np.int32)
     past = np.arange(20)[None] >= answer_length[:, None]
     return Rollout(
-        prompt=rng.integers(2, 32, (4, 6)).astype(np.int32),
-        prompt_length=np.asarray([6, 2, 4, 5], np.int32),
-        answer=np.where(past, 0, rng.integers(1, 32, (8, 20))).astype(np.int32),
+        prompt=rng.integers(2, 32, (3, 6)).astype(np.int32),
+        prompt_length=np.asarray([6, 1, 4], np.int32),
+        answer=np.where(past, 0, rng.integers(1, 32, (12, 20))).astype(np.int32),
         answer_length=answer_length,
-        finished=np.ones(8, bool),
-        logp_rollout=np.where(past, 0, rng.normal(-3.4, 0.1, (8, 20))).astype(np.float32),
+        finished=np.ones(12, bool),
+        logp_rollout=np.where(past, 0, rng.normal(-3.4, 0.1, (12, 20))).astype(np.float32),
         decode_steps=np.int32(0),
         slot_steps=np.int32(0),
     )
 
 
+def alone(rollout: Rollout, extras: dict[str, np.ndarray]) -> Batch:
+    """Each answer after its own copy of the prompt, one to a row, one segment."""
+    fields = {name: np.zeros((12, 26), np.float32) for name in extras}
+    fields |= {name: np.zeros((12, 26), np.int32) for name in ("tokens", "position", "segment")}
+    fields["mask"] = np.zeros((12, 26), bool)
+    for i, size in enumerate(rollout.answer_length):
+        start = rollout.prompt_length[i // 4]
+        end = start + size
+        fields["tokens"][i, :start] = rollout.prompt[i // 4, :start]
+        fields["tokens"][i, start:end] = rollout.answer[i, :size]
+        fields["position"][i, :end] = np.arange(end)
+        fields["segment"][i, :end] = 1
+        fields["mask"][i, start:end] = True
+        for name, values in extras.items():
+            fields[name][i, start:end] = values[i, :size]
+    return Batch(**fields, num_tokens=np.float32(rollout.answer_length.sum()))
+
+
 def step(
-    *, row_length: int, micro_rows: int, mesh: settings.Mesh | None = None
+    *, row_length: int | None = None, micro_rows: int = 1, mesh: settings.Mesh | None = None
 ) -> tuple[dict[str, np.ndarray], float]:
-    """The gradient (by plain gradient descent at rate 1) and the loss of one update."""
+    """The gradient (by plain gradient descent at rate 1) and the loss of one update.
+
+    Without `row_length`, of answers that stand alone.
+    """
     rng = np.random.default_rng(1)
     rollout = a_rollout()
     mask = np.arange(20)[None] < rollout.answer_length[:, None]
     extras = {
         "weight": sequence_mean(mask),
-        "advantage": (rng.normal(size=(8, 1)) * mask).astype(np.float32),
+        "advantage": (rng.normal(size=(12, 1)) * mask).astype(np.float32),
         "logp_rollout": rollout.logp_rollout,
         "logp_ref": (rollout.logp_rollout + 0.1 * mask).astype(np.float32),
     }
-    _, batches = pack_answers(
-        rollout, np.arange(8), extras, row_length=row_length, micro_rows=micro_rows
-    )
+    if row_length is None:
+        batches = [alone(rollout, extras)]
+    else:
+        _, batches = pack_answers(
+            rollout, np.arange(12), extras, row_length=row_length, micro_rows=micro_rows
+        )
     optimizer = optax.sgd(1.0)
     update = make_update(CFG, partial(policy_loss, kl=k3, kl_weight=0.1), optimizer)
     leaves, key = decoder.leaves(CFG), jax.random.key(0)
@@ -85,16 +112,16 @@ def step(
 
 @pytest.fixture(scope="module")
 def expected() -> tuple[dict[str, np.ndarray], float]:
-    """One answer to a row, all rows at once, one device."""
-    gradient, loss = step(row_length=26, micro_rows=8)
+    """One answer to a row with a prompt of its own, all rows at once, one device."""
+    gradient, loss = step()
     assert all(np.abs(g).max() > 1e-4 for g in gradient.values())
     return gradient, loss
 
 
 @pytest.mark.parametrize(
-    ("row_length", "micro_rows"), [(26, 1), (26, 3), (64, 1), (64, 2), (200, 1)]
+    ("row_length", "micro_rows"), [(26, 1), (26, 3), (64, 2), (70, 1), (200, 1)]
 )
-def test_packing_and_micro_batches_change_neither_loss_nor_gradient(
+def test_shared_prompts_packing_and_micro_batches_change_neither_loss_nor_gradient(
     expected: tuple[dict[str, np.ndarray], float], row_length: int, micro_rows: int
 ) -> None:
     gradient, loss = step(row_length=row_length, micro_rows=micro_rows)
@@ -107,7 +134,7 @@ def test_packing_and_micro_batches_change_neither_loss_nor_gradient(
 def test_devices_change_neither_loss_nor_gradient(
     expected: tuple[dict[str, np.ndarray], float], mesh: str
 ) -> None:
-    gradient, loss = step(row_length=64, micro_rows=4, mesh=MESHES[mesh])
+    gradient, loss = step(row_length=66, micro_rows=4, mesh=MESHES[mesh])
     assert abs(loss - expected[1]) <= 1e-5
     for name, g in gradient.items():
         np.testing.assert_allclose(g, expected[0][name], atol=1e-5, err_msg=name)
@@ -147,26 +174,58 @@ def test_answers_do_not_change_with_the_devices(mesh: str) -> None:
     np.testing.assert_allclose(found.logp_rollout, expected.logp_rollout, atol=1e-5)
 
 
+def logps(cfg: settings.Decoder, rollout: Rollout, row_length: int) -> np.ndarray:
+    """The trainer's log-probability of every answer token, [B, A]."""
+    params = sharding.init(decoder.leaves(cfg), jax.random.key(0))
+    count, width = rollout.answer.shape
+    none = {"weight": np.zeros((count, width), np.float32)}
+    packing, batches = pack_answers(
+        rollout, np.arange(count), none, row_length=row_length, micro_rows=1
+    )
+    logp_of = make_logp(cfg)
+    return collect(packing, np.concatenate([logp_of(params, b)[0] for b in batches]), width=width)
+
+
 def test_the_trainers_log_probabilities_do_not_depend_on_packing() -> None:
-    params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
     rollout = a_rollout()
-    none = {"weight": np.zeros((8, 20), np.float32)}
-    found = []
+    params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
+    batch = alone(rollout, {"weight": np.zeros((12, 20), np.float32)})
+    rows = np.asarray(make_logp(CFG)(params, batch)[0])
+    expected = np.zeros((12, 20), np.float32)
+    for i, size in enumerate(rollout.answer_length):
+        expected[i, :size] = rows[i, batch.mask[i]]
     for row_length in (26, 100):
-        packing, batches = pack_answers(
-            rollout, np.arange(8), none, row_length=row_length, micro_rows=1
-        )
-        rows = np.concatenate([make_logp(CFG)(params, batch)[0] for batch in batches])
-        start = packing.offset + packing.length - rollout.answer_length
-        found.append(
-            np.concatenate(
-                [
-                    rows[r, s : s + n]
-                    for r, s, n in zip(packing.row, start, rollout.answer_length, strict=True)
-                ]
-            )
-        )
-    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+        np.testing.assert_allclose(logps(CFG, rollout, row_length), expected, atol=1e-5)
+
+
+def test_with_sums_in_float64_log_probabilities_have_the_same_bits_in_rows_of_any_length() -> None:
+    cfg = replace(CFG, sums="float64")
+    rng = np.random.default_rng(0)
+    prompts = Prompts(
+        tokens=rng.integers(2, 32, (3, 30)).astype(np.int32),
+        length=np.asarray([30, 11, 22], np.int32),
+        index=np.arange(3, dtype=np.int32),
+    )
+    engine = settings.Engine(max_prompt=30, max_new=90, slots=12)
+    params = sharding.init(decoder.leaves(cfg), jax.random.key(0))
+    generate = jax.jit(make_engine(cfg, engine, group=4, stop=(1,)))
+    rollout = to_host(generate(params, prompts, jax.random.key(1)))
+    short, long = logps(cfg, rollout, 144), logps(cfg, rollout, 256)
+    np.testing.assert_array_equal(short, long)
+    np.testing.assert_allclose(short, rollout.logp_rollout, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", ["data 4", "fsdp 2, tensor 2"])
+def test_log_probabilities_do_not_change_with_the_devices(mesh: str) -> None:
+    none = {"weight": np.zeros((12, 20), np.float32)}
+    _, batches = pack_answers(a_rollout(), np.arange(12), none, row_length=66, micro_rows=4)
+    leaves, key = decoder.leaves(CFG), jax.random.key(0)
+    expected = make_logp(CFG)(sharding.init(leaves, key), batches[0])[0]
+    made = sharding.make_mesh(MESHES[mesh] or settings.Mesh())
+    with jax.set_mesh(made):
+        placed = sharding.put(batches[0], made, "batch")
+        found = make_logp(CFG)(sharding.init(leaves, key, made), placed)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
@@ -177,14 +236,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
 
 def test_temperature_divides_the_logits() -> None:
     params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
-    _, batches = pack_answers(
-        a_rollout(),
-        np.arange(8),
-        {"weight": np.zeros((8, 20), np.float32)},
-        row_length=26,
-        micro_rows=8,
-    )
-    batch = batches[0]
+    batch = alone(a_rollout(), {"weight": np.zeros((12, 20), np.float32)})
     hidden, _ = decoder.forward(
         CFG, params, *(jnp.asarray(x) for x in (batch.tokens, batch.position, batch.segment))
     )

@@ -1,8 +1,9 @@
 """Packs sequences of different lengths into rows of equal length, with no work left for padding.
 
-`pack` decides where each sequence goes; `place_texts` and `place_rollouts` then lay out arrays
-named as the fields of `r1jax.types.Batch`; `collect` reads per-token results back. `packed_batches`
-is the endless stream of packed batches for supervised training.
+`pack` decides where each sequence goes, `pack_rollout` the same for answers that share prompts;
+`place_texts` and `place_rollouts` then lay out arrays named as the fields of `r1jax.types.Batch`;
+`collect` reads per-token results back. `packed_batches` is the endless stream of packed batches for
+supervised training.
 """
 
 import bisect
@@ -78,6 +79,135 @@ def pack(lengths: Int[np.ndarray, " B"] | Sequence[int], row_length: int) -> Pac
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RolloutPacking:
+    """Where each copy of a prompt lies, and where each answer, in a row with one of its prompt."""
+
+    prompts: Packing
+    answers: Packing
+    prompt_of: Int[np.ndarray, " C"]  # the prompt that each copy is of
+    copy_of: Int[np.ndarray, " B"]  # the copy that each answer goes on from
+
+
+def pack_rollout(
+    prompt_length: Int[np.ndarray, " N"],
+    answer_length: Int[np.ndarray, " B"],
+    row_length: int,
+    *,
+    prompt_of: Int[np.ndarray, " B"] | None = None,
+) -> RolloutPacking:
+    """Prompts, each once in a row, with as many of their answers after them as find room.
+
+    Answer i belongs to prompt prompt_of[i]; without `prompt_of`, to prompt i // (B // N). The
+    prompt with the most tokens to its answers comes first. All its answers go into the fullest row
+    that holds them; if none does, those that fit into the emptiest, as long as they are not fewer
+    tokens than the prompt that is repeated for them; else into a new row. A prompt without answers
+    is left out; an answer may be empty. The same lengths give the same packing.
+
+    Raises:
+      ValueError: a prompt is empty (an answer's first token would follow nothing), an answer and
+        its prompt do not fit a row, or there are not as many answers to each prompt.
+    """
+    prompt_length = np.asarray(prompt_length, np.int64)
+    answer_length = np.asarray(answer_length, np.int64)
+    owner = _owner(len(answer_length), len(prompt_length), prompt_of)
+    _check_rollout(prompt_length, answer_length, owner, row_length)
+    copies: list[tuple[int, int, int]] = []  # prompt, row, offset
+    answers = np.zeros((2, len(answer_length)), np.int64)  # copy, offset
+    room: list[int] = []
+    total = np.bincount(owner, answer_length, len(prompt_length))
+    longest_first = np.argsort(-answer_length, kind="stable")
+    for prompt in np.argsort(-total, kind="stable").tolist():
+        size = int(prompt_length[prompt])
+        left = longest_first[owner[longest_first] == prompt].tolist()
+        while left:
+            row, taken = _choose_row(room, row_length, size, left, answer_length)
+            if row == len(room):
+                room.append(row_length)
+            copies.append((prompt, row, row_length - room[row]))
+            room[row] -= size
+            for i in taken:
+                answers[:, i] = len(copies) - 1, row_length - room[row]
+                room[row] -= int(answer_length[i])
+            left = [i for i in left if i not in taken]
+    where = np.asarray(copies, np.int64).reshape(-1, 3)
+    return _numbered(where, answers, prompt_length, answer_length, len(room), row_length)
+
+
+def _choose_row(
+    room: Sequence[int], row_length: int, size: int, left: Sequence[int], length: np.ndarray
+) -> tuple[int, list[int]]:
+    """The row for a prompt of `size` tokens, perhaps a new one, and which answers it takes."""
+    free = np.asarray(room, np.int64)
+    whole = size + int(length[left].sum())
+    fits = np.flatnonzero(free >= whole)
+    if fits.size:
+        return int(fits[np.argmin(free[fits])]), list(left)
+    if free.size:
+        row = int(np.argmax(free))
+        taken = _fitting(left, length, int(free[row]) - size)
+        if length[taken].sum() >= size:
+            return row, taken
+    return len(room), _fitting(left, length, row_length - size)
+
+
+def _fitting(left: Sequence[int], length: np.ndarray, room: int) -> list[int]:
+    """Those of the answers `left`, in their order, that fit into the room those before leave."""
+    taken = []
+    for i in left:
+        if length[i] <= room:
+            taken.append(i)
+            room -= int(length[i])
+    return taken
+
+
+def _numbered(
+    copies: Int[np.ndarray, "C 3"],
+    answers: Int[np.ndarray, "2 B"],
+    prompt_length: Int[np.ndarray, " N"],
+    answer_length: Int[np.ndarray, " B"],
+    num_rows: int,
+    row_length: int,
+) -> RolloutPacking:
+    """The record, its segments numbered from left to right in each row."""
+    prompt_of, copy_row, copy_offset = copies.T
+    copy_of, answer_offset = answers
+    row = np.concatenate([copy_row, copy_row[copy_of]])
+    offset = np.concatenate([copy_offset, answer_offset])
+    length = np.concatenate([prompt_length[prompt_of], answer_length])
+    order = np.lexsort((length, offset, row))  # an empty answer before what stands in its place
+    first = np.searchsorted(row[order], np.arange(num_rows))
+    segment = np.empty(len(row), np.int64)
+    segment[order] = np.arange(len(row)) - first[row[order]] + 1
+
+    def packing(which: slice) -> Packing:
+        fields = {"row": row, "offset": offset, "length": length, "segment": segment}
+        chosen = {name: value[which].astype(np.int32) for name, value in fields.items()}
+        return Packing(**chosen, num_rows=num_rows, row_length=row_length)
+
+    return RolloutPacking(
+        prompts=packing(slice(len(copies))),
+        answers=packing(slice(len(copies), None)),
+        prompt_of=prompt_of,
+        copy_of=copy_of,
+    )
+
+
+def _check_rollout(
+    prompt_length: np.ndarray, answer_length: np.ndarray, owner: np.ndarray, row_length: int
+) -> None:
+    empty = np.flatnonzero(prompt_length < 1)
+    if empty.size:
+        raise ValueError(f"prompt {empty[0]} is empty: an answer needs a token before it")
+    whole = prompt_length[owner] + answer_length
+    unfit = np.flatnonzero(whole > row_length)
+    if unfit.size:
+        i = unfit[0]
+        raise ValueError(
+            f"answer {i} with its prompt has {whole[i]} tokens, a row holds at most {row_length}"
+        )
+
+
 def place_texts(
     packing: Packing,
     texts: Sequence[Text],
@@ -107,78 +237,58 @@ def place_texts(
 
 
 def place_rollouts(
-    packing: Packing,
+    packing: RolloutPacking,
     *,
     prompt: Int[np.ndarray, "N P"],
-    prompt_length: Int[np.ndarray, " N"],
     answer: Int[np.ndarray, "B A"],
-    answer_length: Int[np.ndarray, " B"],
-    prompt_of: Int[np.ndarray, " B"] | None = None,
     extras: Mapping[str, Float[np.ndarray, "B A"]],
     num_rows: int | None = None,
 ) -> Fields:
-    """Rows of prompts each followed by one answer, for training on the answers.
+    """Rows of prompts each followed by some of its answers, for training on the answers.
 
-    Answer i belongs to prompt prompt_of[i]; without `prompt_of`, to prompt i // (B // N). The
-    packing is of `sequence_lengths(...)` with the same arguments. Gives tokens, position,
-    segment, mask (True on answers), num_tokens, and each of `extras` (weight, advantage,
-    logp_rollout, ...) at its answer's tokens, 0 elsewhere. `num_rows` appends empty rows.
+    Gives tokens, position, segment, prompt, before, mask (True on answers), num_tokens, and each
+    of `extras` (weight, advantage, logp_rollout, ...) at its answer's tokens, 0 elsewhere. An
+    answer's positions go on from its prompt's. `num_rows` appends empty rows.
 
     Raises:
-      ValueError: a prompt is empty, lengths are not those of the packing, or the packing needs
-        more than `num_rows` rows.
+      ValueError: the packing is of another number of answers, or needs more than `num_rows` rows.
     """
-    owner = _owner(len(answer), len(prompt), prompt_of)
-    _same_lengths(sequence_lengths(prompt_length, answer_length, prompt_of=owner), packing)
-    fields = _empty_rows(packing, num_rows)
+    prompts, answers = packing.prompts, packing.answers
+    if len(answer) != len(answers.length):
+        raise ValueError(f"the packing is of {len(answers.length)} answers, got {len(answer)}")
+    fields = _empty_rows(prompts, num_rows)
     shape = fields["tokens"].shape
     fields |= {name: np.zeros(shape, np.float32) for name in extras}
-    sizes = zip(owner.tolist(), answer_length.tolist(), _spans(packing), strict=True)
-    for i, (p, size, (row, start, end)) in enumerate(sizes):
-        first = end - size
-        fields["tokens"][row, start:first] = prompt[p, : first - start]
-        fields["tokens"][row, first:end] = answer[i, :size]
-        fields["mask"][row, first:end] = True
+    fields["prompt"] = np.zeros(shape, np.int32)
+    column = np.arange(shape[1], dtype=np.int32)
+    fields["before"] = np.tile(np.maximum(column - 1, 0), (shape[0], 1))
+    for p, (row, start, end) in zip(packing.prompt_of.tolist(), _spans(prompts), strict=True):
+        fields["tokens"][row, start:end] = prompt[p, : end - start]
+    prompt_end = (prompts.offset + prompts.length).tolist()
+    for i, (row, start, end) in enumerate(_spans(answers)):
+        copy = packing.copy_of[i]
+        fields["tokens"][row, start:end] = answer[i, : end - start]
+        fields["position"][row, start:end] = prompts.length[copy] + column[: end - start]
+        fields["segment"][row, start:end] = answers.segment[i]
+        fields["prompt"][row, start:end] = prompts.segment[copy]
+        fields["before"][row, start : min(start + 1, end)] = prompt_end[copy] - 1
+        fields["mask"][row, start:end] = True
         for name, extra in extras.items():
-            fields[name][row, first:end] = extra[i, :size]
+            fields[name][row, start:end] = extra[i, : end - start]
     num_tokens = np.asarray(max(fields["mask"].sum(), 1), np.float32)
     return {**fields, "num_tokens": num_tokens}
 
 
-def sequence_lengths(
-    prompt_length: Int[np.ndarray, " N"],
-    answer_length: Int[np.ndarray, " B"],
-    *,
-    prompt_of: Int[np.ndarray, " B"] | None = None,
-) -> Int[np.ndarray, " B"]:
-    """Tokens of each answer together with its prompt: what `pack` needs for a rollout.
-
-    Raises:
-      ValueError: a prompt is empty (an answer's first token would follow nothing), or there are
-        not as many answers to each prompt.
-    """
-    prompt_length, answer_length = np.asarray(prompt_length), np.asarray(answer_length)
-    empty = np.flatnonzero(prompt_length < 1)
-    if empty.size:
-        raise ValueError(f"prompt {empty[0]} is empty: an answer needs a token before it")
-    return prompt_length[_owner(len(answer_length), len(prompt_length), prompt_of)] + answer_length
-
-
 def collect(
-    packing: Packing,
-    rows: Float[np.ndarray, "R T"],
-    *,
-    answer_length: Int[np.ndarray, " B"],
-    width: int,
+    packing: RolloutPacking, rows: Float[np.ndarray, "R T"], *, width: int
 ) -> Float[np.ndarray, "B A"]:
     """The inverse of `place_rollouts` for one field: a number per answer token, [B, width].
 
     Entries past an answer's end are 0.
     """
-    answer = np.zeros((len(answer_length), width), rows.dtype)
-    sizes = zip(answer_length.tolist(), _spans(packing), strict=True)
-    for i, (size, (row, _, end)) in enumerate(sizes):
-        answer[i, :size] = rows[row, end - size : end]
+    answer = np.zeros((len(packing.answers.length), width), rows.dtype)
+    for i, (row, start, end) in enumerate(_spans(packing.answers)):
+        answer[i, : end - start] = rows[row, start:end]
     return answer
 
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.kernels.sums import Sums, as_they_come
-
-MASKED = -1e30  # finite, so that a row without any visible key gives no nan
+from r1jax.kernels.tiles import MASKED, TILE, tile_attention
 
 QUERY_BLOCK = 64  # keys after a block's last query are never multiplied
 
@@ -20,31 +19,50 @@ def packed_attention(
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     segment: Int[Array, "B T"],
+    prompt: Int[Array, "B T"] | None = None,
     *,
     sums: Sums = as_they_come,
 ) -> Float[Array, "B T K R H"]:
-    """Causal softmax attention in which a token sees only its own segment.
+    """Causal softmax attention in which a token sees its own segment and its segment's prompt.
 
+    `prompt` names the segment, to the left in the same row, that this token's segment continues; 0
+    for none. The columns of a segment stand together; padding, segment 0, gets anything finite.
     Scores are scaled by 1/sqrt(H); scores and softmax are float32, summed over keys by `sums`.
-    Queries go in blocks against the keys up to the block's end, about half of the T x T products.
+
+    On CPUs tiles of keys that nothing may see are left out, so that work grows with what is seen
+    and not with the square of a row. Elsewhere, in rows of one tile, and where `sums` must not
+    depend on tiles, every key up to a block's end is multiplied.
     """
-    length, head = q.shape[1], q.shape[-1]
-    q = (q * head**-0.5).transpose(0, 2, 3, 1, 4)  # [B, K, R, T, H]
+    q = q * q.shape[-1] ** -0.5
+    prompt = jnp.zeros_like(segment) if prompt is None else prompt
+    blocks = partial(block_attention, sums)
+    if sums is not as_they_come or q.shape[1] <= TILE:
+        return blocks(q, k, v, segment, prompt)
+    return jax.lax.platform_dependent(q, k, v, segment, prompt, cpu=tile_attention, default=blocks)
+
+
+def block_attention(
+    sums: Sums, q: jax.Array, k: jax.Array, v: jax.Array, segment: jax.Array, prompt: jax.Array
+) -> Float[Array, "B T K R H"]:
+    """Queries in blocks against all keys up to a block's end, about half of the T x T products."""
+    length = q.shape[1]
+    q = q.transpose(0, 2, 3, 1, 4)  # [B, K, R, T, H]
     k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # [B, K, H, S], [B, K, S, H]
     index = jnp.arange(length)
     outs = []
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
-        see = (segment[:, start:end, None] == segment[:, None, :end]) & (
-            index[None, start:end, None] >= index[None, None, :end]
-        )
+        own = prompt[:, start:end, None]
+        see = segment[:, start:end, None] == segment[:, None, :end]
+        see |= (own == segment[:, None, :end]) & (own > 0)
+        see &= index[None, start:end, None] >= index[None, None, :end]
         block = q[:, :, :, start:end], k[..., :end], v[:, :, :end], see
-        outs.append(block_attention(sums, *block))
+        outs.append(attend_block(sums, *block))
     return jnp.concatenate(outs, axis=3).transpose(0, 3, 1, 2, 4)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def block_attention(
+def attend_block(
     sums: Sums,
     q: Float[Array, "B K R T H"],
     k: Float[Array, "B K H S"],
@@ -86,7 +104,7 @@ def _block_backward(sums: Sums, saved: Any, grad: jax.Array) -> tuple[Any, ...]:
     return of_q, of_k, of_v, None
 
 
-block_attention.defvjp(_block_forward, _block_backward)
+attend_block.defvjp(_block_forward, _block_backward)
 
 
 def decode_attention(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from r1jax.data.packing import Packing, pack, place_rollouts, sequence_lengths
+from r1jax.data.packing import RolloutPacking, pack_rollout, place_rollouts
 from r1jax.types import Batch, Rollout
 
 
@@ -16,26 +16,25 @@ def pack_answers(
     *,
     row_length: int,
     micro_rows: int,
-) -> tuple[Packing, list[Batch]]:
+) -> tuple[RolloutPacking, list[Batch]]:
     """Answers `which` of a rollout (host arrays), packed, as micro-batches of `micro_rows` rows.
 
-    `extras` are per-token fields of Batch, [len(which), A]; `weight` must be one of them.
+    A prompt is computed once for all of its answers that lie in one row. `extras` are per-token
+    fields of Batch, [len(which), A]; `weight` must be one of them.
     """
     group = len(rollout.answer) // len(rollout.prompt)
-    lengths = {
-        "prompt_length": rollout.prompt_length,
-        "answer_length": rollout.answer_length[which],
-        "prompt_of": which // group,
-    }
-    packing = pack(sequence_lengths(**lengths), row_length)
-    num_rows = -(-packing.num_rows // micro_rows) * micro_rows
+    packing = pack_rollout(
+        rollout.prompt_length,
+        rollout.answer_length[which],
+        row_length,
+        prompt_of=which // group,
+    )
     fields = place_rollouts(
         packing,
         prompt=rollout.prompt,
         answer=rollout.answer[which],
         extras=extras,
-        num_rows=num_rows,
-        **lengths,
+        num_rows=-(-packing.answers.num_rows // micro_rows) * micro_rows,
     )
     return packing, cut(Batch(**fields), micro_rows)
 

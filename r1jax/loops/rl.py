@@ -217,7 +217,6 @@ def look_again(
         return collect(
             packing,
             np.concatenate(jax.device_get(rows)),
-            answer_length=rollout.answer_length,
             width=rollout.answer.shape[1],
         )
 

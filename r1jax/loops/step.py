@@ -27,10 +27,15 @@ def batch_logp(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each token given those before it, and the entropy it was drawn with.
 
-    Both are 0 at the first token of a segment, which nothing precedes.
+    Both are 0 at the first token of a sequence, which nothing precedes.
     """
-    hidden, _ = decoder.forward(cfg, params, batch.tokens, batch.position, batch.segment)
-    before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    hidden, _ = decoder.forward(
+        cfg, params, batch.tokens, batch.position, batch.segment, batch.prompt
+    )
+    if batch.before is None:
+        before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    else:
+        before = jnp.take_along_axis(hidden, batch.before[..., None], axis=1)
     logp, entropy = token_logp(
         before,
         decoder.head(cfg, params),
@@ -97,11 +102,12 @@ def make_update(
 
     @partial(jax.jit, donate_argnums=0)
     def add(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
-        def share(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
+        def share(total: Sums, params: Params, numbers: Numbers, batch: Batch) -> Sums:
             total = jax.tree.map(lambda x: x[0], total)
             return jax.tree.map(lambda x: x[None], more(total, params, batch, numbers))
 
-        return by_rows(share, batch)(total, params, batch, numbers)
+        specs = PartitionSpec("data"), PartitionSpec(), PartitionSpec()
+        return by_rows(share, batch, *specs)(total, params, numbers, batch)
 
     @partial(jax.jit, donate_argnums=0)
     def apply(state: TrainState, total: Sums) -> tuple[TrainState, Metrics]:
@@ -152,15 +158,21 @@ def data_parts(batch: Batch) -> int:
     return parts if batch.tokens.shape[0] % parts == 0 else 1
 
 
-def by_rows(share: Callable[..., Sums], batch: Batch) -> Callable[..., Sums]:
-    """`share(total, params, batch, numbers)` by each part of `data`, on its sums and its rows."""
+def by_rows(
+    function: Callable[..., Any], batch: Batch, *specs: PartitionSpec
+) -> Callable[..., Any]:
+    """`function(*args, batch)`, run by each part of the `data` axis on its rows of the batch.
+
+    `specs` say how the other arguments are split over `data`. Results are put together along their
+    first dimension.
+    """
     if data_parts(batch) == 1:
-        return share
+        return function
     split = PartitionSpec("data")
     rows = jax.tree.map(lambda x: split if x.ndim else PartitionSpec(), batch)
     return jax.shard_map(
-        share,
-        in_specs=(split, PartitionSpec(), rows, PartitionSpec()),
+        function,
+        in_specs=(*specs, rows),
         out_specs=split,
         axis_names={"data"},
         check_vma=False,
@@ -171,4 +183,5 @@ def make_logp(
     cfg: settings.Decoder, *, temperature: float = 1.0
 ) -> Callable[[Params, Batch], tuple[Float[Array, "B T"], Float[Array, "B T"]]]:
     """The jitted function (params, batch) -> `batch_logp`: log-probabilities and entropies."""
-    return jax.jit(lambda params, batch: batch_logp(cfg, params, batch, temperature=temperature))
+    share = partial(batch_logp, cfg, temperature=temperature)
+    return jax.jit(lambda params, batch: by_rows(share, batch, PartitionSpec())(params, batch))

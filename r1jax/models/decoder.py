@@ -178,6 +178,7 @@ def run(
     tokens: Int[Array, "B T"],
     position: Int[Array, "B T"],
     segment: Int[Array, "B T"],
+    prompt: Int[Array, "B T"] | None = None,
     *,
     keep_cache: bool = False,
     keep_routing: bool = False,
@@ -185,7 +186,8 @@ def run(
 ) -> Outputs:
     """Final hidden states of packed rows, and what is asked to be kept.
 
-    A token sees the tokens before it in its own segment. `choices[g]` replays the experts that
+    A token sees the tokens before it in its own segment and in the segment that `prompt` names.
+    `choices[g]` replays the experts that
     each layer of group g took (a `Routing.choice` that was kept, or the sampler's).
     """
     x = constrain(embed(cfg, params, tokens), "batch", None, None)
@@ -193,7 +195,15 @@ def run(
     for g, group in enumerate(cfg.groups):
         given = None if choices is None else choices[g]
         x, cache, routing = _layers(
-            cfg, group, params["groups"][g], x, position, segment, given, keep_cache, keep_routing
+            cfg,
+            group,
+            params["groups"][g],
+            x,
+            position,
+            (segment, prompt),
+            given,
+            keep_cache,
+            keep_routing,
         )
         caches.append(cache)
         routings.append(routing)
@@ -210,7 +220,7 @@ def _layers(
     stacked: Params,
     x: jax.Array,
     position: jax.Array,
-    segment: jax.Array,
+    segments: tuple[jax.Array, jax.Array | None],
     choices: jax.Array | None,
     keep_cache: bool,
     keep_routing: bool,
@@ -219,7 +229,7 @@ def _layers(
     rope = rope_angles(cfg, position, rotated(group.mixer))
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        return packed_attention(q, k, v, segment, sums=sums(cfg)), (k, v)
+        return packed_attention(q, k, v, *segments, sums=sums(cfg)), (k, v)
 
     def one(x: jax.Array, xs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Any]:
         weights, choice = xs
@@ -239,11 +249,12 @@ def forward(
     tokens: Int[Array, "B T"],
     position: Int[Array, "B T"],
     segment: Int[Array, "B T"],
+    prompt: Int[Array, "B T"] | None = None,
     *,
     keep_kv: bool = False,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """`run`'s hidden states, and with `keep_kv` its cache; otherwise None."""
-    out = run(cfg, params, tokens, position, segment, keep_cache=keep_kv)
+    out = run(cfg, params, tokens, position, segment, prompt, keep_cache=keep_kv)
     return out.hidden, out.cache
 
 
