@@ -278,12 +278,22 @@ def logits(
     )
 
 
-def unstack(cfg: settings.Decoder, params: Params) -> list[tuple[settings.Group, Params]]:
-    """Each layer's settings and weights in order, for loops that are not scanned."""
+def unstack(
+    cfg: settings.Decoder, params: Params, *, turn: bool = False
+) -> list[tuple[settings.Group, Params]]:
+    """Each layer's settings and weights in order, for loops that are not scanned.
+
+    With `turn` the large weights of dense layers are `layers.Turned`, for few rows on CPUs.
+    """
     out = []
     for group, stacked in zip(cfg.groups, params["groups"], strict=True):
         for i in range(group.count):
-            out.append((group, jax.tree.map(lambda w, i=i: w[i], stacked)))
+            weights = jax.tree.map(lambda w, i=i: w[i], stacked)
+            if turn and isinstance(group.mixer, settings.Attention):
+                weights["mixer"] = layers.turned(weights["mixer"], layers.GQA_MATRICES)
+            if turn and isinstance(group.mlp, settings.Mlp):
+                weights["mlp"] = layers.turned(weights["mlp"], layers.MLP_MATRICES)
+            out.append((group, weights))
     return out
 
 

@@ -6,11 +6,11 @@ next (prompt, sample) of the queue, inside the loop.
 
 Cached keys and values of generated tokens lie in a ring: at step t every slot writes column
 t mod C, whatever its own length, so the write is one slice and no scatter; a slot sees the columns
-written since its answer began. The ring is cut into chunks, and until the first lap is over only
-the chunks that hold something are read.
+written since its answer began. The ring is cut into chunks, each as long as all before it, and
+until the first lap is over only the chunks that hold something are read.
 
-When the queue is empty and few slots are still busy, those move together and the loop goes on with
-a quarter as many, again and again: the last long answers do not pay for the slots of the short
+When the queue is empty and half of the slots are idle, the others move together and the loop goes
+on with half as many, again and again: the last long answers do not pay for the slots of the short
 ones.
 
 Where a mesh splits the batch, each device has a queue, slots and a loop of its own.
@@ -37,10 +37,10 @@ from r1jax.rollout.sampling import answer_keys, make_sampler
 from r1jax.sharding import RULES, constrain
 from r1jax.types import Params, Prompts, Rollout
 
-CHUNK = 64  # columns of the ring that are read together, at the least
-CHUNKS = 8  # pieces that a ring is cut into, at the most
-FEWER = 4  # as the queue drains, the loop goes on with this part of the slots; one more to compile
+CHUNK = 64  # columns of the ring's first chunk
+FEWER = 2  # as the queue drains, the loop goes on with this part of the slots; one more to compile
 FEW = 4  # slots at the least
+MANY = 64  # slots from which on a CPU is as fast with weights as they are: see layers.linear
 
 Generate = Callable[[Params, Prompts, jax.Array], Rollout]
 
@@ -50,8 +50,8 @@ class LayerCache(struct.PyTreeNode, kw_only=True):
 
     prompt_k: Float[Array, "S K H P"]
     prompt_v: Float[Array, "S K P H"]
-    ring_k: tuple[Float[Array, "S K H W"], ...]
-    ring_v: tuple[Float[Array, "S K W H"], ...]
+    ring_k: tuple[Float[Array, "S K H _"], ...]
+    ring_v: tuple[Float[Array, "S K _ H"], ...]
 
 
 class Slots(struct.PyTreeNode, kw_only=True):
@@ -103,11 +103,15 @@ def make_engine(
         total = jnp.sum(prompts.length > 0) * group
         stored, first_hidden = prefill(cfg, params, prompts)
         loop = empty_loop(cfg, engine, prompts, keys, slots)
-        unstacked = decoder.unstack(cfg, params)
+        weights = decoder.unstack(cfg, params)
+        weights_for_few = weights
+        if jax.default_backend() == "cpu":
+            weights_for_few = decoder.unstack(cfg, params, turn=True)
         head = decoder.head(cfg, params)
 
         def sample(slots: Slots) -> tuple[Int[Array, " S"], Float[Array, " S"]]:
-            logits = jnp.einsum("bd,vd->bv", slots.hidden, head, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("vd,bd->vb", head, slots.hidden, preferred_element_type=jnp.float32)
+            logits = logits.T  # this way round for the sake of CPUs: see layers.linear
             step_keys = jax.vmap(jax.random.fold_in)(slots.key, slots.count)
             token = sampler(logits, step_keys)
             logp = log_softmax(logits / temperature, sums=decoder.sums(cfg))
@@ -127,6 +131,7 @@ def make_engine(
                 stopped |= token == end
             done = (stopped | (slots.count >= engine.max_new)) & (slots.item >= 0)
             with jax.named_scope("decode"):
+                unstacked = weights_for_few if len(token) < MANY else weights
                 hidden, caches = _decode(
                     cfg, params, unstacked, loop.replace(slots=slots), token, column
                 )
@@ -203,11 +208,23 @@ def over_devices(
 
 
 def slot_counts(slots: int) -> list[int]:
-    """With how many slots the loop goes on as the queue drains: a quarter as many each time."""
+    """With how many slots the loop goes on as the queue drains: half as many each time."""
     counts = [slots]
     while counts[-1] // FEWER >= FEW:
         counts.append(counts[-1] // FEWER)
     return counts
+
+
+def chunk_sizes(size: int) -> list[int]:
+    """How a ring of `size` columns is cut: CHUNK columns, then as many as all before, and so on.
+
+    Few chunks, as each number of them is compiled apart, and no more than twice what is needed is
+    ever read.
+    """
+    sizes = [min(CHUNK, size)]
+    while (total := sum(sizes)) < size:
+        sizes.append(min(total, size - total))
+    return sizes
 
 
 def prefill(
@@ -239,8 +256,7 @@ def empty_loop(
     dtype = jnp.dtype(cfg.dtype)
     total = keys.shape[0]
     slots = min(slots, total)
-    chunk = min(max(CHUNK, -(-engine.max_new // CHUNKS)), engine.max_new)
-    chunks = -(-engine.max_new // chunk)
+    chunks = chunk_sizes(engine.max_new)
     width = prompts.tokens.shape[1]
     values = cache_dtype(dtype, decoder.sums(cfg))
     caches = []
@@ -259,8 +275,8 @@ def empty_loop(
                 LayerCache(
                     prompt_k=zeros(head, width),
                     prompt_v=zeros(width, head, dtype=values),
-                    ring_k=tuple(zeros(head, chunk) for _ in range(chunks)),
-                    ring_v=tuple(zeros(chunk, head, dtype=values) for _ in range(chunks)),
+                    ring_k=tuple(zeros(head, chunk) for chunk in chunks),
+                    ring_v=tuple(zeros(chunk, head, dtype=values) for chunk in chunks),
                 )
             )
     none = jnp.zeros((slots,), jnp.int32)
@@ -274,8 +290,8 @@ def empty_loop(
             prompt_length=none,
             count=none,
             hidden=jnp.zeros((slots, cfg.dim), dtype),
-            tokens=jnp.zeros((slots, chunk * chunks), jnp.int32),
-            logp=jnp.zeros((slots, chunk * chunks), jnp.float32),
+            tokens=jnp.zeros((slots, engine.max_new), jnp.int32),
+            logp=jnp.zeros((slots, engine.max_new), jnp.float32),
         ),
         caches=caches,
         answer=jnp.zeros((total + 1, engine.max_new), jnp.int32),
@@ -370,8 +386,9 @@ def _decode(
 ) -> tuple[Float[Array, "S D"], list[LayerCache]]:
     """Runs the token through the model and keeps its keys and values at `column` of the ring."""
     slots, cache = loop.slots, loop.caches[0]
-    chunks, chunk = len(cache.ring_k), cache.ring_k[0].shape[-1]
-    size, width = chunks * chunk, cache.prompt_k.shape[-1]
+    chunks, width = [ring.shape[-1] for ring in cache.ring_k], cache.prompt_k.shape[-1]
+    size, ends = sum(chunks), np.cumsum(chunks)
+    starts = ends - chunks
     age = (column - jnp.arange(size)) % size
     visible = jnp.concatenate(
         [
@@ -380,18 +397,18 @@ def _decode(
         ],
         axis=1,
     )
-    current, offset = column // chunk, column % chunk
-    full = jnp.where(loop.step >= size, chunks - 1, current)  # chunks to read, less one
+    full = jnp.sum(jnp.minimum(loop.step, size - 1) >= ends[:-1])  # chunks to read, less one
+    full = full.astype(jnp.int32)
 
     def attend_with(cache: LayerCache) -> decoder.Attend:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
             ring_k = tuple(
-                _write_chunk(ring, k[..., None], current == i, offset, dim=3)
-                for i, ring in enumerate(cache.ring_k)
+                _write_chunk(ring, k[..., None], column - start, dim=3)
+                for ring, start in zip(cache.ring_k, starts, strict=True)
             )
             ring_v = tuple(
-                _write_chunk(ring, v[:, :, None], current == i, offset, dim=2)
-                for i, ring in enumerate(cache.ring_v)
+                _write_chunk(ring, v[:, :, None], column - start, dim=2)
+                for ring, start in zip(cache.ring_v, starts, strict=True)
             )
             new = cache.replace(ring_k=ring_k, ring_v=ring_v)
 
@@ -400,11 +417,11 @@ def _decode(
                     q,
                     [cache.prompt_k, *cache.ring_k[:count]],
                     [cache.prompt_v, *cache.ring_v[:count]],
-                    visible[:, : width + count * chunk],
+                    visible[:, : width + ends[count - 1]],
                     sums=decoder.sums(cfg),
                 )
 
-            branches = [lambda q, cache, n=n: read(n + 1, q, cache) for n in range(chunks)]
+            branches = [lambda q, cache, n=n: read(n + 1, q, cache) for n in range(len(chunks))]
             return jax.lax.switch(full, branches, q, new), new
 
         return attend
@@ -414,11 +431,11 @@ def _decode(
     return decoder.decode_step(cfg, params, unstacked, token, position, attends)
 
 
-def _write_chunk(
-    ring: jax.Array, value: jax.Array, here: jax.Array, offset: jax.Array, *, dim: int
-) -> jax.Array:
-    """`value` at `offset` along `dim` if `here`. Otherwise what is there is written again: a
-    conditional write would copy the chunk."""
-    old = jax.lax.dynamic_slice_in_dim(ring, offset, 1, axis=dim)
-    new = jax.lax.select(here, as_dtype(value, ring.dtype), old)
-    return jax.lax.dynamic_update_slice_in_dim(ring, new, offset, axis=dim)
+def _write_chunk(ring: jax.Array, value: jax.Array, at: jax.Array, *, dim: int) -> jax.Array:
+    """`value` at `at` along `dim` if the chunk has that place. Otherwise what is there is written
+    again: a conditional write would copy the chunk."""
+    size = ring.shape[dim]
+    place = jnp.clip(at, 0, size - 1)
+    old = jax.lax.dynamic_slice_in_dim(ring, place, 1, axis=dim)
+    new = jax.lax.select(at == place, as_dtype(value, ring.dtype), old)
+    return jax.lax.dynamic_update_slice_in_dim(ring, new, place, axis=dim)
