@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from r1jax import config, host
@@ -161,7 +160,7 @@ def run(job: Job, repeats: int, mesh: Any) -> list[Timing]:
     from r1jax.algos.losses import policy_loss
     from r1jax.algos.weights import token_mean
     from r1jax.loops.batches import pack_answers
-    from r1jax.loops.step import make_update
+    from r1jax.loops.step import make_objective, make_update
     from r1jax.models import decoder
     from r1jax.rollout.answers import to_host
     from r1jax.rollout.engine import make_engine
@@ -179,7 +178,7 @@ def run(job: Job, repeats: int, mesh: Any) -> list[Timing]:
     stop = (STOP,) if job.stops else ()
     generate = jax.jit(make_engine(job.model, job.engine, group=GROUP, stop=stop))
     optimizer = state.adamw(100, learning_rate=1e-5)
-    update = make_update(job.model, partial(policy_loss), optimizer)
+    update = make_update(make_objective(job.model, policy_loss), optimizer)
     train_state = state.init_state(params, optimizer)
     timings = []
     for step in range(repeats + 2):

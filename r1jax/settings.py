@@ -309,6 +309,46 @@ class Supervised:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Critic:
+    """A network that says one number of each token, for the advantage, and learns as it goes.
+
+    PPO's value network and PRIME's implicit process reward model are both this. In a step it first
+    scores the rollout (`fill`), then learns (`target`, `loss`), then the policy is updated.
+
+    With a trunk of its own it begins as a copy of the stage's first weights, and has its own
+    optimizer. With the policy's trunk its leaves are weights of the policy, and one gradient, of
+    the policy's loss + `share` * its own, moves both.
+    """
+
+    score: Callable[..., Any]  # (Decoder, params, states before the tokens, batch) -> [B, T]
+    leaves: Callable[..., Any] | None = None  # (Decoder) -> the weights it has beside a decoder's
+    fill: Callable[..., Any]  # (rollout, score [B, A], the first weights' score) -> rollout
+    target: Callable[..., Any]  # (rollout) -> [B, A]: what it learns; nan: not from this token
+    loss: Callable[..., Any]  # (score, batch) -> (scalar, metrics)
+    measure: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    # for the log, before it learns: (score, target, mask), all [B, A] -> number
+    trunk: Literal["own", "policy"] = "own"
+    share: float = 1.0  # of its loss in the gradient of a shared trunk
+    weight: Callable[..., Any] | None = None  # (mask) -> [B, A]; None: as the policy's tokens
+    optimizer: Callable[..., Any] | None = None  # steps -> optax.GradientTransformation
+    reference: bool = False  # keep its first weights, and score with them too
+    warmup: int = 0  # steps in which it learns and the policy stays
+
+    def __post_init__(self) -> None:
+        if self.trunk == "own" and self.optimizer is None:
+            raise ValueError("a critic with a trunk of its own needs an optimizer")
+        if self.trunk == "policy":
+            own = self.optimizer, self.weight, self.reference or None, self.warmup or None
+            if own != (None,) * 4:
+                raise ValueError(
+                    "a critic on the policy's trunk learns with the policy: it has no optimizer, "
+                    "weight, reference or warmup of its own"
+                )
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be >= 0 steps, got {self.warmup}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reinforce:
     """Reinforcement learning with rule rewards: rollout, score, update."""
 
@@ -323,7 +363,8 @@ class Reinforce:
     loss: Callable[..., Any]  # (logp, batch) -> (scalar, metrics)
     weight: Callable[..., Any]  # (mask [B, A]) -> [B, A]: how tokens are added up in the loss
     optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
-    select: Callable[..., Any] | None = None  # (reward [B], group=G) -> [N]: prompts worth keeping
+    critic: Critic | None = None  # for advantages that need more than rewards
+    select: Callable[..., Any] | None = None  # (reward [B], G) -> [N]: prompts worth keeping
     rounds: int = 1  # rollouts of fresh prompts in a step, at the most, until `prompts` are kept
     old: Literal["sampler", "trainer"] = "sampler"  # whose log-probs the ratio's lower part has
     reward_workers: int = 0  # processes that score; 0: this one, and nothing stops an answer
@@ -341,10 +382,14 @@ class Reinforce:
     log_samples: int = 4  # answers of a rollout written to samples.jsonl
 
     def __post_init__(self) -> None:
-        if self.group < 2:
+        if self.group < (2 if self.critic is None else 1):
             raise ValueError(
                 f"group must be >= 2: an answer is scored against the others "
                 f"to its prompt, got {self.group}"
+            )
+        if self.critic is not None and self.critic.warmup >= self.steps:
+            raise ValueError(
+                f"critic.warmup must be less than steps, got {self.critic.warmup} of {self.steps}"
             )
         if self.rounds < 1 or (self.rounds > 1 and self.select is None):
             raise ValueError(

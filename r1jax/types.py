@@ -88,4 +88,5 @@ class TrainState(struct.PyTreeNode, kw_only=True):
     step: Int[Array, ""]
     params: Params
     opt_state: Any
-    reference: Params | None = None  # frozen weights of the KL term
+    reference: Params | None = None  # frozen weights of the KL term; a critic's first ones
+    critic: "TrainState | None" = None  # of a network beside the policy

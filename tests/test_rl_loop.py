@@ -15,7 +15,7 @@ from r1jax.algos.selection import has_signal
 from r1jax.data.tokenizer import tiny
 from r1jax.loops import rl
 from r1jax.loops.run import Context, Scorer
-from r1jax.loops.step import make_update
+from r1jax.loops.step import make_objective, make_update
 from r1jax.models import decoder
 from r1jax.rewards import length, prose
 from r1jax.rewards.pool import open_pool
@@ -131,7 +131,7 @@ def test_a_scheduled_number_reaches_the_loss_and_compiles_nothing_anew() -> None
         return loss(logp, batch, **numbers)
 
     optimizer = adamw(4, learning_rate=1e-3)
-    update = make_update(RUN.model, watched, optimizer)
+    update = make_update(make_objective(RUN.model, watched), optimizer)
     tokens = np.arange(2, 10, dtype=np.int32)[None]
     batch = Batch(
         tokens=tokens,

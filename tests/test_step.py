@@ -15,7 +15,7 @@ from r1jax.algos.losses import policy_loss
 from r1jax.algos.weights import sequence_mean
 from r1jax.data.packing import collect
 from r1jax.loops.batches import pack_answers
-from r1jax.loops.step import make_logp, make_update
+from r1jax.loops.step import make_logp, make_objective, make_update
 from r1jax.models import decoder
 from r1jax.rollout.answers import to_host
 from r1jax.rollout.engine import make_engine
@@ -92,7 +92,8 @@ def step(
             rollout, np.arange(12), extras, row_length=row_length, micro_rows=micro_rows
         )
     optimizer = optax.sgd(1.0)
-    update = make_update(CFG, partial(policy_loss, kl=k3, kl_weight=0.1), optimizer)
+    loss = partial(policy_loss, kl=k3, kl_weight=0.1)
+    update = make_update(make_objective(CFG, loss), optimizer)
     leaves, key = decoder.leaves(CFG), jax.random.key(0)
     if mesh is None:
         params = sharding.init(leaves, key)

@@ -1,13 +1,15 @@
 """What a critic learns: PPO's value network, and PRIME's implicit process reward model.
 
-Both are losses as in `r1jax.algos.losses`: their first argument is what the critic says of each
-token, [B, T], and nothing is read where the mask is False.
+Each is a loss as in `r1jax.algos.losses`, whose first argument is what the critic says of each
+token, [B, T], and that reads nothing where the mask is False; what it is to learn from a rollout;
+and what its words are to an advantage function: `rollout.value` or `rollout.process`.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from r1jax.algos.advantages import penalised_reward, per_token
 from r1jax.algos.losses import (
     Metrics,
     Number,
@@ -17,7 +19,9 @@ from r1jax.algos.losses import (
     weighted_sum,
 )
 from r1jax.algos.segments import sequence_sum
-from r1jax.types import Batch
+from r1jax.types import Batch, Rollout
+
+# --------------------------------------------------------------------------- value network
 
 
 def value_loss(
@@ -58,6 +62,14 @@ def value_loss(
     }
 
 
+def as_value(
+    rollout: Rollout, score: Float[Array, "B A"], first: Float[Array, "B A"] | None = None
+) -> Rollout:
+    """The rollout with the critic's scores as values; what its first weights say is not read."""
+    del first
+    return rollout.replace(value=score)
+
+
 def explained_variance(
     value: Float[Array, "B A"], target: Float[Array, "B A"], mask: Bool[Array, "B A"]
 ) -> Scalar:
@@ -69,6 +81,9 @@ def explained_variance(
     spread = _variance(target, mask)
     rest = _variance(target - value, mask)
     return jnp.where(spread > 0, 1.0 - rest / jnp.where(spread > 0, spread, 1.0), 0.0)
+
+
+# --------------------------------------------------------------------------- process rewards
 
 
 def implicit_prm_loss(
@@ -96,6 +111,37 @@ def implicit_prm_loss(
     loss = weighted_sum(binary_cross_entropy(score, batch.target), batch)
     right = (score > 0) == (batch.target > 0.5)
     return loss, {"loss": loss, "accuracy": weighted_sum(right.astype(jnp.float32), batch)}
+
+
+def as_process(
+    rollout: Rollout,
+    score: Float[Array, "B A"],
+    first: Float[Array, "B A"] | None,
+    *,
+    beta: float = 0.05,
+) -> Rollout:
+    """The rollout with beta * (score - first) as the reward of each token.
+
+    Both are log-probabilities of the tokens, of the process reward model as it is and as it began;
+    an answer's rewards add up to beta * the log-ratio of the whole answer.
+
+    Raises:
+      ValueError: the first weights' log-probabilities were not kept.
+
+    Source: PRIME, arXiv:2502.01456.
+    """
+    if first is None:
+        raise ValueError("as_process needs the critic's first weights: reference=True")
+    return rollout.replace(process=beta * (score - first))
+
+
+def outcomes(rollout: Rollout) -> Float[Array, "B A"]:
+    """The reward of an answer at each of its tokens, to be learned; nan if it was not judged.
+
+    Raises:
+      ValueError: the rollout has no rewards.
+    """
+    return per_token(penalised_reward(rollout), rollout)
 
 
 def binary_cross_entropy(

@@ -13,7 +13,7 @@ from r1jax.types import Rollout
 # --------------------------------------------------------------------------- prompts
 
 
-def has_signal(reward: Float[np.ndarray, " B"], *, group: int) -> Bool[np.ndarray, " N"]:
+def has_signal(reward: Float[np.ndarray, " B"], group: int) -> Bool[np.ndarray, " N"]:
     """True for groups with at least two different rewards; nan (could not be judged) is no reward.
 
     In any other group all advantages are 0.
@@ -30,7 +30,7 @@ def has_signal(reward: Float[np.ndarray, " B"], *, group: int) -> Bool[np.ndarra
 
 
 def within_band(
-    accuracy: Float[np.ndarray, " B"], *, group: int, low: float = 0.2, high: float = 0.8
+    accuracy: Float[np.ndarray, " B"], group: int, *, low: float = 0.2, high: float = 0.8
 ) -> Bool[np.ndarray, " N"]:
     """True for groups whose mean accuracy is in [low, high]; nan is left out of the mean.
 

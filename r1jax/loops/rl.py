@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import metrics, monitors, schedules, settings, sharding
-from r1jax.data.packing import collect, shuffled
-from r1jax.loops.batches import pack_answers
-from r1jax.loops.run import Context, Scorer, check_finite, end_step, resumed, stream_key, to_floats
+from r1jax import metrics, monitors, settings, sharding
+from r1jax.data.packing import shuffled
+from r1jax.loops.learning import begin, improve, look_again
+from r1jax.loops.run import Context, Scorer, check_finite, end_step, resumed, stream_key
 from r1jax.loops.scoring import (
     Collected,
     Scored,
@@ -23,27 +23,20 @@ from r1jax.loops.scoring import (
     score_answers,
     together,
 )
-from r1jax.loops.step import make_logp, make_update
 from r1jax.rollout.answers import concatenate, encode_prompts, stop_tokens, take, to_host
 from r1jax.rollout.engine import make_engine
-from r1jax.state import init_state, last_learning_rate
-from r1jax.types import Params, Rollout, TrainState
+from r1jax.types import Params, Rollout
 
 Sample = Callable[[Params, Sequence[settings.Row], Sequence[int], jax.Array], Rollout]
 
 
 def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: Scorer) -> Params:
     """The weights after `cfg.steps` rollouts from `params`; goes on where a checkpoint ends."""
-    updates = cfg.steps * cfg.minibatches * cfg.epochs
-    optimizer = cfg.optimizer(updates)
-    temperature = cfg.engine.sampling.temperature or 1.0
-    update = make_update(context.run.model, cfg.loss, optimizer, temperature=temperature)
-    logp_of = make_logp(context.run.model, temperature=temperature)
     rows, held_out = cfg.task.train(), cfg.task.test()[: cfg.evaluate_rows]
     order = shuffled(len(rows), seed=context.run.seed)
     sample = make_sample(cfg, cfg.group, cfg.engine.sampling, context)
     evaluate = make_evaluation(cfg, held_out, context, scorer)
-    fresh = init_state(params, optimizer, reference=cfg.reference != "none")
+    learner, fresh = begin(cfg, context, params)
 
     with (
         resumed(context, cfg, fresh, best="test/accuracy") as (store, state, done),
@@ -62,8 +55,8 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: 
                 cfg, context, state.params, lambda i: rows[order(i)], sample, scorer, step
             )
             ready = time.monotonic()
-            rollout = look_again(cfg, context, found.rollout, state, logp_of)
-            state, values = improve(cfg, context, rollout, state, update, step)
+            rollout, said = look_again(cfg, context, found.rollout, state, learner)
+            state, values = improve(cfg, context, rollout, said, state, learner, step)
             finished = time.monotonic()
             values |= found.values | summary(cfg, rollout, found.scored)
             values |= {
@@ -81,7 +74,7 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: 
             show(step, values, monitors.warnings(recent))
             tests = {name: v for name, v in values.items() if name == "test/accuracy"}
             end_step(context, cfg, store, state, step, tests)
-        return state.params
+        return {name: state.params[name] for name in params}  # a critic's head is left behind
 
 
 def check(cfg: settings.Reinforce, tokenizer: Any) -> None:
@@ -167,7 +160,7 @@ def collect_answers(
         asked += cfg.prompts
         kept = np.ones(cfg.prompts, bool)
         if cfg.select is not None:
-            kept = np.asarray(cfg.select(scored.reward, group=cfg.group), bool)
+            kept = np.asarray(cfg.select(scored.reward, cfg.group), bool)
             kept &= np.cumsum(kept) <= cfg.prompts - len(kept_rows)
             if not kept.any() and not kept_rows and turn == cfg.rounds - 1:
                 kept = np.ones(cfg.prompts, bool)
@@ -186,92 +179,6 @@ def collect_answers(
     return Collected(
         rows=kept_rows, rollout=concatenate(rollouts), scored=together(found), values=values
     )
-
-
-def look_again(
-    cfg: settings.Reinforce,
-    context: Context,
-    rollout: Rollout,
-    state: TrainState,
-    logp_of: Callable[..., tuple[jax.Array, jax.Array]],
-) -> Rollout:
-    """The rollout with what is computed before the first update: log-probabilities of the
-    reference, and with `cfg.old` "trainer" the trainer's own, with entropies."""
-    wanted = {}
-    if state.reference is not None:
-        wanted["logp_ref"] = state.reference
-    if cfg.old == "trainer":
-        wanted["logp_old"] = state.params
-    if not wanted:
-        return rollout
-    packing, batches = pack_answers(
-        rollout,
-        np.arange(len(rollout.answer)),
-        {"weight": np.zeros_like(rollout.logp_rollout)},
-        row_length=cfg.row_length,
-        micro_rows=cfg.micro_rows,
-    )
-    placed = [sharding.put(b, context.mesh, "batch") for b in batches]
-
-    def gather(rows: list[jax.Array]) -> np.ndarray:
-        return collect(
-            packing,
-            np.concatenate(jax.device_get(rows)),
-            width=rollout.answer.shape[1],
-        )
-
-    for name, params in wanted.items():
-        logp, entropy = zip(*(logp_of(params, b) for b in placed), strict=True)
-        rollout = rollout.replace(**{name: gather(list(logp))})
-        if name == "logp_old":
-            rollout = rollout.replace(entropy=gather(list(entropy)))
-    return rollout
-
-
-def improve(
-    cfg: settings.Reinforce,
-    context: Context,
-    rollout: Rollout,
-    state: TrainState,
-    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    step: int,
-) -> tuple[TrainState, dict[str, float]]:
-    """All updates on one rollout: `cfg.epochs` passes over random minibatches.
-
-    `gap` is of the first update, when sampler and trainer have the same weights.
-    """
-    advantage = np.asarray(schedules.resolve(cfg.advantage, step)(rollout), np.float32)
-    numbers = schedules.arguments(cfg.loss, step)
-    mask = np.arange(rollout.answer.shape[1])[None] < rollout.answer_length[:, None]
-    per_token = {"advantage": advantage, "logp_rollout": rollout.logp_rollout}
-    for name in ("logp_old", "logp_ref"):
-        if getattr(rollout, name) is not None:
-            per_token[name] = getattr(rollout, name)
-    history = []
-    for epoch in range(cfg.epochs):
-        order = np.arange(len(mask))
-        if cfg.minibatches > 1:
-            order = np.random.default_rng([context.run.seed, step, epoch]).permutation(len(mask))
-        for part in np.split(order, cfg.minibatches):
-            part = np.sort(part)
-            extras = {name: values[part] for name, values in per_token.items()}
-            _, batches = pack_answers(
-                rollout,
-                part,
-                {**extras, "weight": cfg.weight(mask[part])},
-                row_length=cfg.row_length,
-                micro_rows=cfg.micro_rows,
-            )
-            placed = [sharding.put(b, context.mesh, "batch") for b in batches]
-            state, measured = update(state, placed, **numbers)
-            history.append(measured)
-    found = [to_floats(measured) for measured in history]
-    values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
-    values["gap"] = found[0]["gap"]
-    rate = last_learning_rate(state.opt_state)
-    if rate is not None:
-        values["learning_rate"] = float(rate)
-    return state, values
 
 
 def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[str, float]:

@@ -17,27 +17,41 @@ from r1jax.models import decoder
 from r1jax.types import Batch, Params, TrainState
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Number = float | jax.Array
 Numbers = dict[str, Any]
+Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Metrics = dict[str, jax.Array]
 Sums = tuple[Params, dict[str, Any]]  # with a leading dimension: the parts of the `data` axis
 
 
-def batch_logp(
-    cfg: settings.Decoder, params: Params, batch: Batch, *, temperature: float = 1.0
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Log-probability of each token given those before it, and the entropy it was drawn with.
+def states_before(cfg: settings.Decoder, params: Params, batch: Batch) -> Float[Array, "B T D"]:
+    """The final hidden state that each token is drawn from: that of the token before it.
 
-    Both are 0 at the first token of a sequence, which nothing precedes.
+    For the first answer token that is the prompt's last, wherever in the row the prompt lies. At
+    position 0, which nothing precedes, it is anything finite.
     """
     hidden, _ = decoder.forward(
         cfg, params, batch.tokens, batch.position, batch.segment, batch.prompt
     )
     if batch.before is None:
-        before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    else:
-        before = jnp.take_along_axis(hidden, batch.before[..., None], axis=1)
+        return jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return jnp.take_along_axis(hidden, batch.before[..., None], axis=1)
+
+
+def batch_logp(
+    cfg: settings.Decoder,
+    params: Params,
+    states: Float[Array, "B T D"],
+    batch: Batch,
+    *,
+    temperature: Number = 1.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Log-probability of each token given the state before it, and the entropy it was drawn with.
+
+    Both are 0 at the first token of a sequence, which nothing precedes.
+    """
     logp, entropy = token_logp(
-        before,
+        states,
         decoder.head(cfg, params),
         batch.tokens,
         temperature=temperature,
@@ -48,33 +62,50 @@ def batch_logp(
 
 
 def make_objective(
-    cfg: settings.Decoder, loss: Loss, *, temperature: float
-) -> Callable[[Params, Batch, Numbers], tuple[jax.Array, Metrics]]:
-    """The function (params, batch, numbers) -> (loss, metrics) that an update differentiates."""
+    cfg: settings.Decoder, loss: Loss, *, critic: settings.Critic | None = None
+) -> Objective:
+    """The function (params, batch, numbers) -> (loss, metrics) whose gradient moves a policy.
+
+    `numbers` go to the loss, but for `temperature`, at which the tokens were drawn. A critic on the
+    policy's trunk adds `critic.share` times its own loss; its metrics are named critic/...
+    """
 
     def objective(params: Params, batch: Batch, numbers: Numbers) -> tuple[jax.Array, Metrics]:
-        logp, entropy = batch_logp(cfg, params, batch, temperature=temperature)
+        numbers = dict(numbers)
+        temperature = numbers.pop("temperature", 1.0)
+        states = states_before(cfg, params, batch)
+        logp, entropy = batch_logp(cfg, params, states, batch, temperature=temperature)
         value, metrics = loss(logp, batch.replace(entropy=entropy), **numbers)
         entropy = jnp.where(batch.mask, jax.lax.stop_gradient(entropy), 0.0)
         metrics = {"loss": value, "entropy": jnp.sum(entropy) / batch.num_tokens, **metrics}
         if batch.logp_rollout is not None:
             gap = jnp.where(batch.mask, jnp.abs(logp - batch.logp_rollout), 0.0)
             metrics["gap"] = jnp.max(jax.lax.stop_gradient(gap))
+        if critic is not None:
+            more, found = critic.loss(critic.score(cfg, params, states, batch), batch)
+            value = value + critic.share * more
+            metrics |= {f"critic/{name}": number for name, number in found.items()}
         return value, metrics
 
     return objective
 
 
+def make_critic_objective(cfg: settings.Decoder, critic: settings.Critic) -> Objective:
+    """As `make_objective`, of a critic with a trunk of its own; `numbers` go to its loss."""
+
+    def objective(params: Params, batch: Batch, numbers: Numbers) -> tuple[jax.Array, Metrics]:
+        states = states_before(cfg, params, batch)
+        return critic.loss(critic.score(cfg, params, states, batch), batch, **numbers)
+
+    return objective
+
+
 def make_update(
-    cfg: settings.Decoder,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    *,
-    temperature: float = 1.0,
+    objective: Objective, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The function (state, micro-batches, **numbers) -> (state, metrics): one update.
 
-    `state` is donated. `numbers` go to the loss, traced: they may change without compiling.
+    `state` is donated. `numbers` go to the objective, traced: they may change without compiling.
 
     Gradients of the micro-batches are summed, each part of the `data` axis by itself until the
     last. A batch's weights carry the normaliser of the whole update, so the result does not depend
@@ -82,7 +113,7 @@ def make_update(
     their number. Metrics are means over the update's tokens, but `gap`, the largest.
     """
 
-    gradient = jax.grad(make_objective(cfg, loss, temperature=temperature), has_aux=True)
+    gradient = jax.grad(objective, has_aux=True)
 
     def more(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
         grads, metrics = gradient(params, batch, numbers)
@@ -180,8 +211,29 @@ def by_rows(
 
 
 def make_logp(
-    cfg: settings.Decoder, *, temperature: float = 1.0
-) -> Callable[[Params, Batch], tuple[Float[Array, "B T"], Float[Array, "B T"]]]:
-    """The jitted function (params, batch) -> `batch_logp`: log-probabilities and entropies."""
-    share = partial(batch_logp, cfg, temperature=temperature)
+    cfg: settings.Decoder,
+) -> Callable[..., tuple[Float[Array, "B T"], Float[Array, "B T"]]]:
+    """The jitted function (params, batch, temperature=1.0) -> `batch_logp` of the batch."""
+
+    def share(
+        params: Params, temperature: Number, batch: Batch
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        states = states_before(cfg, params, batch)
+        return batch_logp(cfg, params, states, batch, temperature=temperature)
+
+    def logp_of(params: Params, batch: Batch, temperature: Number = 1.0) -> Any:
+        whole = PartitionSpec()
+        return by_rows(share, batch, whole, whole)(params, temperature, batch)
+
+    return jax.jit(logp_of)
+
+
+def make_score(
+    cfg: settings.Decoder, critic: settings.Critic
+) -> Callable[[Params, Batch], Float[Array, "B T"]]:
+    """The jitted function (params, batch) -> what the critic says of each token."""
+
+    def share(params: Params, batch: Batch) -> Float[Array, "B T"]:
+        return critic.score(cfg, params, states_before(cfg, params, batch), batch)
+
     return jax.jit(lambda params, batch: by_rows(share, batch, PartitionSpec())(params, batch))

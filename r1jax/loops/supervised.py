@@ -8,7 +8,7 @@ from r1jax import metrics, settings, sharding
 from r1jax.data.packing import packed_batches
 from r1jax.loops.batches import cut
 from r1jax.loops.run import Context, check_finite, end_step, resumed, to_floats
-from r1jax.loops.step import make_update
+from r1jax.loops.step import make_objective, make_update
 from r1jax.state import init_state, last_learning_rate
 from r1jax.types import Batch, Params
 
@@ -18,7 +18,7 @@ FIRST = 256  # rows that are looked at before a run begins
 def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
     """The weights after `cfg.steps` updates from `params`; goes on where a checkpoint ends."""
     optimizer = cfg.optimizer(cfg.steps)
-    update = make_update(context.run.model, cfg.loss, optimizer)
+    update = make_update(make_objective(context.run.model, cfg.loss), optimizer)
     stream = packed_batches(
         cfg.source(),
         lambda rows: encode_rows(context.tokenizer, rows),

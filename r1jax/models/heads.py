@@ -1,16 +1,43 @@
-"""Heads beside the language model's: one number a token (value), one a sequence (reward)."""
+"""Heads beside the language model's: one number a token (value), one a sequence (reward).
+
+A critic's score is (cfg, params, states, batch) -> [B, T], where states[:, t] is the decoder's
+final hidden state before token t: `values` and `logps` are two.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from r1jax import settings
+from r1jax.kernels.logprob import token_logp
+from r1jax.models import decoder
 from r1jax.sharding import Leaf, zeros
-from r1jax.types import Params
+from r1jax.types import Batch, Params
 
 
 def scalar_leaves(cfg: settings.Decoder) -> Params:
     """Weights of a head that gives one number. They start at 0: a new critic says 0 of all."""
     return {"scale": Leaf((cfg.dim,), (None,), zeros), "bias": Leaf((), (), zeros)}
+
+
+def value_leaves(cfg: settings.Decoder) -> Params:
+    """What `values` has beside a decoder's weights."""
+    return {"value": scalar_leaves(cfg)}
+
+
+def values(
+    cfg: settings.Decoder, params: Params, states: Float[Array, "B T D"], batch: Batch
+) -> Float[Array, "B T"]:
+    """The return that is expected before each token is known: PPO's value network."""
+    del cfg, batch
+    return token_scores(params["value"], states)
+
+
+def logps(
+    cfg: settings.Decoder, params: Params, states: Float[Array, "B T D"], batch: Batch
+) -> Float[Array, "B T"]:
+    """Log-probability of each token at temperature 1: PRIME's implicit process reward model."""
+    head, sums = decoder.head(cfg, params), decoder.sums(cfg)
+    return token_logp(states, head, batch.tokens, sums=sums)[0]
 
 
 def token_scores(params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "..."]:

@@ -1,0 +1,249 @@
+"""What a rollout teaches: who looks at it again, what the critic learns, how the policy moves."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from r1jax import schedules, settings, sharding
+from r1jax.data.packing import collect
+from r1jax.loops.batches import pack_answers
+from r1jax.loops.run import Context, stream_key, to_floats
+from r1jax.loops.step import (
+    make_critic_objective,
+    make_logp,
+    make_objective,
+    make_score,
+    make_update,
+)
+from r1jax.state import init_state, last_learning_rate
+from r1jax.types import Batch, Params, Rollout, TrainState
+
+Fields = Mapping[str, Float[np.ndarray, "B A"]]  # of Batch, for each token of the answers
+Update = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """The compiled functions of a stage; of the critic there are none without one.
+
+    `update_critic` is None too where the critic shares the policy's trunk: `update` moves both.
+    """
+
+    logp_of: Callable[..., tuple[jax.Array, jax.Array]]
+    update: Update
+    score: Callable[[Params, Batch], jax.Array] | None
+    update_critic: Update | None
+
+
+def begin(cfg: settings.Reinforce, context: Context, params: Params) -> tuple[Learner, TrainState]:
+    """The functions of a stage that begins with the policy's weights `params`, and its state."""
+    model, critic = context.run.model, cfg.critic
+    each = cfg.minibatches * cfg.epochs
+    warmup = 0 if critic is None else critic.warmup
+    optimizer = cfg.optimizer((cfg.steps - warmup) * each)
+    score = update_critic = beside = None
+    if critic is not None:
+        score = make_score(model, critic)
+        if critic.leaves is not None:
+            key = stream_key(context.run.seed, f"{cfg.name}/critic", 0)
+            beside = sharding.init(critic.leaves(model), key, context.mesh)
+    shares = critic is not None and critic.trunk == "policy"
+    first = {**params, **(beside or {})}
+    state = init_state(first if shares else params, optimizer, reference=cfg.reference != "none")
+    if critic is not None and critic.optimizer is not None:
+        second = critic.optimizer(cfg.steps * each)
+        copied = jax.tree.map(jnp.copy, first)  # an update of the policy donates its own
+        own = init_state(copied, second, reference=critic.reference)
+        state = state.replace(critic=own)
+        update_critic = make_update(make_critic_objective(model, critic), second)
+    objective = make_objective(model, cfg.loss, critic=critic if shares else None)
+    learner = Learner(
+        logp_of=make_logp(model),
+        update=make_update(objective, optimizer),
+        score=score,
+        update_critic=update_critic,
+    )
+    return learner, state
+
+
+def look_again(
+    cfg: settings.Reinforce,
+    context: Context,
+    rollout: Rollout,
+    state: TrainState,
+    learner: Learner,
+) -> tuple[Rollout, Fields]:
+    """The rollout with what is computed before the first update, and what the critic said.
+
+    That is log-probabilities of the reference, and with `cfg.old` "trainer" the trainer's own, with
+    entropies; and what the advantage wants of the critic. What it said is named as its loss wants
+    it: `value_old`, and `logp_ref` of its first weights.
+    """
+    temperature = temperature_at(cfg)
+    passes: dict[tuple[str, ...], Callable[[Batch], tuple[jax.Array, ...]]] = {}
+    if state.reference is not None:
+        passes["logp_ref",] = lambda b: learner.logp_of(state.reference, b, temperature)[:1]
+    if cfg.old == "trainer":
+        passes["logp_old", "entropy"] = lambda b: learner.logp_of(state.params, b, temperature)
+    own = state if state.critic is None else state.critic
+    score = learner.score
+    if score is not None:
+        passes["score",] = lambda b: (score(own.params, b),)
+        if own is state.critic and own.reference is not None:
+            passes["first",] = lambda b: (score(own.reference, b),)
+    if not passes:
+        return rollout, {}
+    packing, batches = pack_answers(
+        rollout,
+        np.arange(len(rollout.answer)),
+        {"weight": np.zeros_like(rollout.logp_rollout)},
+        row_length=cfg.row_length,
+        micro_rows=cfg.micro_rows,
+    )
+    placed = [sharding.put(b, context.mesh, "batch") for b in batches]
+    found: dict[str, np.ndarray] = {}
+    for names, run in passes.items():
+        columns = zip(*(run(b) for b in placed), strict=True)
+        for name, rows in zip(names, columns, strict=True):
+            whole = np.concatenate(jax.device_get(list(rows)))
+            found[name] = collect(packing, whole, width=rollout.answer.shape[1])
+    said = {
+        field: found.pop(name)
+        for name, field in (("score", "value_old"), ("first", "logp_ref"))
+        if name in found
+    }
+    rollout = rollout.replace(**found)
+    if cfg.critic is not None:
+        rollout = cfg.critic.fill(rollout, said["value_old"], said.get("logp_ref"))
+    return rollout, said
+
+
+def improve(
+    cfg: settings.Reinforce,
+    context: Context,
+    rollout: Rollout,
+    said: Fields,
+    state: TrainState,
+    learner: Learner,
+    step: int,
+) -> tuple[TrainState, dict[str, float]]:
+    """All updates on one rollout: of the critic, and then of the policy, if it is not to stay.
+
+    The advantages are of what the critic said before it learned from this rollout.
+    """
+    advantage = np.asarray(schedules.resolve(cfg.advantage, step)(rollout), np.float32)
+    mask = np.arange(rollout.answer.shape[1])[None] < rollout.answer_length[:, None]
+    fields = {"advantage": advantage, "logp_rollout": rollout.logp_rollout}
+    for name in ("logp_old", "logp_ref"):
+        if getattr(rollout, name) is not None:
+            fields[name] = getattr(rollout, name)
+    values: dict[str, float] = {}
+    if cfg.critic is not None:
+        state, found, lesson = improve_critic(
+            cfg, cfg.critic, context, rollout, said, state, learner, step
+        )
+        values |= {f"critic/{name}": value for name, value in found.items()}
+        if step <= cfg.critic.warmup:
+            return state, values
+        if learner.update_critic is None:
+            fields |= lesson
+    numbers = {
+        "temperature": temperature_at(cfg),
+        **schedules.arguments(cfg.loss, step),
+    }
+    state, found = learn(
+        cfg, context, rollout, fields, mask, cfg.weight, state, learner.update, numbers, step
+    )
+    return state, values | found
+
+
+def improve_critic(
+    cfg: settings.Reinforce,
+    critic: settings.Critic,
+    context: Context,
+    rollout: Rollout,
+    said: Fields,
+    state: TrainState,
+    learner: Learner,
+    step: int,
+) -> tuple[TrainState, dict[str, float], Fields]:
+    """The state with the critic updated, unless it shares the policy's trunk; metrics; what it is
+    to learn. A token whose target is nan gets no weight in its loss."""
+    target = np.asarray(schedules.resolve(critic.target, step)(rollout), np.float32)
+    mask = np.arange(target.shape[1])[None] < rollout.answer_length[:, None]
+    mask &= ~np.isnan(target)
+    target = np.where(mask, target, 0.0)
+    values = {
+        name: float(measure(said["value_old"], target, mask))
+        for name, measure in critic.measure.items()
+    }
+    lesson = {**said, "target": target}
+    if learner.update_critic is None or state.critic is None:
+        return state, values, lesson
+    learned, found = learn(
+        cfg,
+        context,
+        rollout,
+        lesson,
+        mask,
+        critic.weight or cfg.weight,
+        state.critic,
+        learner.update_critic,
+        schedules.arguments(critic.loss, step),
+        step,
+    )
+    return state.replace(critic=learned), values | found, lesson
+
+
+def learn(
+    cfg: settings.Reinforce,
+    context: Context,
+    rollout: Rollout,
+    fields: Fields,
+    mask: np.ndarray,
+    weight: Callable[[np.ndarray], np.ndarray],
+    state: TrainState,
+    update: Update,
+    numbers: Mapping[str, float],
+    step: int,
+) -> tuple[TrainState, dict[str, float]]:
+    """The updates of one network: `cfg.epochs` passes over random minibatches of the answers.
+
+    Metrics are means over the updates, but `gap` is of the first, when sampler and trainer have
+    the same weights.
+    """
+    history = []
+    for epoch in range(cfg.epochs):
+        order = np.arange(len(mask))
+        if cfg.minibatches > 1:
+            order = np.random.default_rng([context.run.seed, step, epoch]).permutation(len(mask))
+        for part in np.split(order, cfg.minibatches):
+            part = np.sort(part)
+            extras = {name: values[part] for name, values in fields.items()}
+            _, batches = pack_answers(
+                rollout,
+                part,
+                {**extras, "weight": weight(mask[part])},
+                row_length=cfg.row_length,
+                micro_rows=cfg.micro_rows,
+            )
+            placed = [sharding.put(b, context.mesh, "batch") for b in batches]
+            state, measured = update(state, placed, **numbers)
+            history.append(measured)
+    found = [to_floats(measured) for measured in history]
+    values = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
+    if "gap" in values:
+        values["gap"] = found[0]["gap"]
+    rate = last_learning_rate(state.opt_state)
+    if rate is not None:
+        values["learning_rate"] = float(rate)
+    return state, values
+
+
+def temperature_at(cfg: settings.Reinforce) -> float:
+    """What logits are divided by; greedy answers are looked at as if it were 1."""
+    return cfg.engine.sampling.temperature or 1.0
