@@ -23,6 +23,13 @@ class Prompts(struct.PyTreeNode, kw_only=True):
     index: Int[Array, " N"]
 
 
+class Limits(struct.PyTreeNode, kw_only=True):
+    """What may differ from one call of the rollout engine to the next and compile nothing anew."""
+
+    temperature: Float[Array, ""]  # above 0; not read where the engine is greedy
+    max_new: Int[Array, ""]  # tokens in an answer, up to those the engine was compiled for
+
+
 class Rollout(struct.PyTreeNode, kw_only=True):
     """G answers to each of N prompts; answer i belongs to prompt i // G, and B = N * G.
 

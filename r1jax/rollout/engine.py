@@ -18,6 +18,7 @@ Where a mesh splits the batch, each device has a queue, slots and a loop of its 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,14 +36,14 @@ from r1jax.kernels.sums import as_dtype, cache_dtype
 from r1jax.models import decoder
 from r1jax.rollout.sampling import answer_keys, make_sampler
 from r1jax.sharding import RULES, constrain
-from r1jax.types import Params, Prompts, Rollout
+from r1jax.types import Limits, Params, Prompts, Rollout
 
 CHUNK = 64  # columns of the ring's first chunk
 FEWER = 2  # as the queue drains, the loop goes on with this part of the slots; one more to compile
 FEW = 4  # slots at the least
 MANY = 64  # slots from which on a CPU is as fast with weights as they are: see layers.linear
 
-Generate = Callable[[Params, Prompts, jax.Array], Rollout]
+Generate = Callable[..., Rollout]
 
 
 class LayerCache(struct.PyTreeNode, kw_only=True):
@@ -83,22 +84,32 @@ class Loop(struct.PyTreeNode, kw_only=True):
 def make_engine(
     cfg: settings.Decoder, engine: settings.Engine, *, group: int, stop: tuple[int, ...]
 ) -> Generate:
-    """The function (params, prompts, key) -> Rollout with `group` answers to each prompt.
+    """The function (params, prompts, key, limits) -> Rollout with `group` answers to each prompt.
 
-    An answer ends with a token of `stop` or after `engine.max_new` tokens. Its tokens depend on
+    An answer ends with a token of `stop` or after `engine.max_new` tokens; with `limits`, which may
+    be left out, their temperature and number of tokens hold instead. Its tokens depend on
     (params, its prompt, key, prompts.index, its number in the group) and on nothing else that is
     in flight. Log-probabilities are of the whole distribution at the sampling temperature (1 when
     greedy), before top-k and top-p. To be jitted by the caller; shapes are all static.
     """
-    sampler = make_sampler(engine.sampling)
-    temperature = engine.sampling.temperature or 1.0
+    greedy = engine.sampling.temperature == 0
+    # Logits come divided: at 1, drawing leaves them as they are.
+    sampler = make_sampler(engine.sampling if greedy else replace(engine.sampling, temperature=1.0))
     dtype = jnp.dtype(cfg.dtype)
+    own = Limits(
+        temperature=np.float32(engine.sampling.temperature), max_new=np.int32(engine.max_new)
+    )
 
-    def generate(params: Params, prompts: Prompts, key: Key[Array, ""]) -> Rollout:
+    def generate(
+        params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits = own
+    ) -> Rollout:
         params = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 else w, params)
-        return over_devices(run, params, prompts, key, slots=engine.slots)
+        return over_devices(run, params, prompts, key, limits, slots=engine.slots)
 
-    def run(params: Params, prompts: Prompts, key: Key[Array, ""], slots: int) -> Rollout:
+    def run(
+        params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits, slots: int
+    ) -> Rollout:
+        temperature = 1.0 if greedy else limits.temperature
         keys = answer_keys(key, prompts.index, group)
         total = jnp.sum(prompts.length > 0) * group
         stored, first_hidden = prefill(cfg, params, prompts)
@@ -111,10 +122,10 @@ def make_engine(
 
         def sample(slots: Slots) -> tuple[Int[Array, " S"], Float[Array, " S"]]:
             logits = jnp.einsum("vd,bd->vb", head, slots.hidden, preferred_element_type=jnp.float32)
-            logits = logits.T  # this way round for the sake of CPUs: see layers.linear
+            logits = logits.T / temperature  # this way round for CPUs: see layers.linear
             step_keys = jax.vmap(jax.random.fold_in)(slots.key, slots.count)
             token = sampler(logits, step_keys)
-            logp = log_softmax(logits / temperature, sums=decoder.sums(cfg))
+            logp = log_softmax(logits, sums=decoder.sums(cfg))
             return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
 
         def body(loop: Loop) -> Loop:
@@ -129,7 +140,7 @@ def make_engine(
             stopped = jnp.zeros_like(token, dtype=bool)
             for end in stop:
                 stopped |= token == end
-            done = (stopped | (slots.count >= engine.max_new)) & (slots.item >= 0)
+            done = (stopped | (slots.count >= limits.max_new)) & (slots.item >= 0)
             with jax.named_scope("decode"):
                 unstacked = weights_for_few if len(token) < MANY else weights
                 hidden, caches = _decode(
@@ -167,10 +178,11 @@ def make_engine(
 
 
 def over_devices(
-    run: Callable[[Params, Prompts, jax.Array, int], Rollout],
+    run: Callable[[Params, Prompts, jax.Array, Limits, int], Rollout],
     params: Params,
     prompts: Prompts,
     key: Key[Array, ""],
+    limits: Limits,
     *,
     slots: int,
 ) -> Rollout:
@@ -185,14 +197,14 @@ def over_devices(
     axes = tuple(axis for axis in RULES["batch"] if mesh.shape.get(axis, 1) > 1)
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if parts == 1:
-        return run(params, prompts, key, slots)
+        return run(params, prompts, key, limits, slots)
     missing = -prompts.tokens.shape[0] % parts
     prompts = jax.tree.map(
         lambda x: jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1)), prompts
     )
 
-    def share(params: Params, prompts: Prompts, key: Key[Array, ""]) -> Rollout:
-        rollout = run(params, prompts, key, -(-slots // parts))
+    def share(params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits) -> Rollout:
+        rollout = run(params, prompts, key, limits, -(-slots // parts))
         return rollout.replace(
             decode_steps=rollout.decode_steps[None], slot_steps=rollout.slot_steps[None]
         )
@@ -200,11 +212,11 @@ def over_devices(
     split = PartitionSpec(axes)
     return jax.shard_map(
         share,
-        in_specs=(PartitionSpec(), split, PartitionSpec()),
+        in_specs=(PartitionSpec(), split, PartitionSpec(), PartitionSpec()),
         out_specs=split,
         axis_names=set(axes),
         check_vma=False,
-    )(params, prompts, key)
+    )(params, prompts, key, limits)
 
 
 def slot_counts(slots: int) -> list[int]:
