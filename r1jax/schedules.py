@@ -4,9 +4,9 @@ Wherever a schedule is allowed a plain number is one that stays. Steps count fro
 `Steps(values=(32768, 65536), starts=(8200,))` is 65,536 from step 8,200 on (R1-Zero's jump in
 length). A schedule is a function of the step alone, so that resuming needs no state.
 
-`at` gives the number at a step, `resolve` a copy of a record or a partial with all its schedules
-so replaced, and `arguments` those that are arguments of a partial, to be passed to it traced: a
-number that changes inside of a compiled program would compile it anew.
+`at` gives the number at a step, `bounds` its extremes, `resolve` a copy of a record or a partial
+with all its schedules so replaced, and `arguments` those that are arguments of a partial, to be
+passed to it traced: a number that changes inside of a compiled program would compile it anew.
 """
 
 import math
@@ -82,6 +82,14 @@ Number = float | Schedule
 def at(number: Number, step: int) -> float:
     """The number at a step; a plain number is itself."""
     return number(step) if isinstance(number, Schedule) else number
+
+
+def bounds(number: Number) -> tuple[float, float]:
+    """The least and the greatest that a number is at any step."""
+    if not isinstance(number, Schedule):
+        return number, number
+    values = number.values if isinstance(number, Steps) else (number.first, number.last)
+    return min(values), max(values)
 
 
 def resolve(value: T, step: int) -> T:

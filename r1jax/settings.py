@@ -1,4 +1,5 @@
-"""Every setting of a run, as frozen records. Nothing is imported here but the standard library.
+"""Every setting of a run, as frozen records. Nothing is imported but the standard library and
+`r1jax.schedules`.
 
 A config file is a function that returns a `Run` (see `r1jax.config`). Settings are plain values
 and functions; no array and no part of JAX is needed to build, check or print them.
@@ -7,6 +8,8 @@ and functions; no array and no part of JAX is needed to build, check or print th
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from r1jax.schedules import Schedule, bounds
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -366,6 +369,8 @@ class Reinforce:
     critic: Critic | None = None  # for advantages that need more than rewards
     select: Callable[..., Any] | None = None  # (reward [B], G) -> [N]: prompts worth keeping
     rounds: int = 1  # rollouts of fresh prompts in a step, at the most, until `prompts` are kept
+    temperature: float | Schedule | None = None  # of the rollout; None: the engine's
+    max_new: int | Schedule | None = None  # tokens an answer may have; None: as the engine's
     old: Literal["sampler", "trainer"] = "sampler"  # whose log-probs the ratio's lower part has
     reward_workers: int = 0  # processes that score; 0: this one, and nothing stops an answer
     reward_seconds: float = 10.0  # a worker has for one answer before it is killed
@@ -387,6 +392,17 @@ class Reinforce:
                 f"group must be >= 2: an answer is scored against the others "
                 f"to its prompt, got {self.group}"
             )
+        if self.temperature is not None:
+            if not self.engine.sampling.temperature:
+                raise ValueError("temperature needs an engine that samples, but its own is 0")
+            if bounds(self.temperature)[0] <= 0:
+                raise ValueError(f"temperature must stay above 0, got {self.temperature}")
+        if self.max_new is not None:
+            low, high = bounds(self.max_new)
+            if not 1 <= low <= high <= self.engine.max_new:
+                raise ValueError(
+                    f"max_new must be 1 to engine.max_new={self.engine.max_new}, got {self.max_new}"
+                )
         if self.critic is not None and self.critic.warmup >= self.steps:
             raise ValueError(
                 f"critic.warmup must be less than steps, got {self.critic.warmup} of {self.steps}"

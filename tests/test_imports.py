@@ -15,8 +15,8 @@ ABOVE = "(all above)"
 # From the bottom of the code to its top. A row imports `settings`, itself, and what stands beside
 # it; those are rows above it. Modules about the same thing share a line.
 ROWS = {
-    "settings": "",
     "schedules": "",
+    "settings": "schedules",
     "types": "",
     "host": "",
     "deferred": "schedules",
@@ -25,7 +25,7 @@ ROWS = {
     "sharding": "types",
     "kernels": "types",
     "algos": "types",
-    "rewards": "",
+    "rewards": "schedules",
     "data": "rewards",
     "tensorboard": "",
     "metrics": "tensorboard",

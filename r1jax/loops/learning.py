@@ -76,6 +76,7 @@ def look_again(
     rollout: Rollout,
     state: TrainState,
     learner: Learner,
+    step: int,
 ) -> tuple[Rollout, Fields]:
     """The rollout with what is computed before the first update, and what the critic said.
 
@@ -83,7 +84,7 @@ def look_again(
     entropies; and what the advantage wants of the critic. What it said is named as its loss wants
     it: `value_old`, and `logp_ref` of its first weights.
     """
-    temperature = temperature_at(cfg)
+    temperature = temperature_at(cfg, step)
     passes: dict[tuple[str, ...], Callable[[Batch], tuple[jax.Array, ...]]] = {}
     if state.reference is not None:
         passes["logp_ref",] = lambda b: learner.logp_of(state.reference, b, temperature)[:1]
@@ -152,7 +153,7 @@ def improve(
         if learner.update_critic is None:
             fields |= lesson
     numbers = {
-        "temperature": temperature_at(cfg),
+        "temperature": temperature_at(cfg, step),
         **schedules.arguments(cfg.loss, step),
     }
     state, found = learn(
@@ -244,6 +245,8 @@ def learn(
     return state, values
 
 
-def temperature_at(cfg: settings.Reinforce) -> float:
+def temperature_at(cfg: settings.Reinforce, step: int) -> float:
     """What logits are divided by; greedy answers are looked at as if it were 1."""
+    if cfg.temperature is not None:
+        return schedules.at(cfg.temperature, step)
     return cfg.engine.sampling.temperature or 1.0

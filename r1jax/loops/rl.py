@@ -3,15 +3,16 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import metrics, monitors, settings, sharding
+from r1jax import metrics, monitors, schedules, settings, sharding
 from r1jax.data.packing import shuffled
-from r1jax.loops.learning import begin, improve, look_again
+from r1jax.loops.learning import begin, improve, look_again, temperature_at
 from r1jax.loops.run import Context, Scorer, check_finite, end_step, resumed, stream_key
 from r1jax.loops.scoring import (
     Collected,
@@ -25,7 +26,7 @@ from r1jax.loops.scoring import (
 )
 from r1jax.rollout.answers import concatenate, encode_prompts, stop_tokens, take, to_host
 from r1jax.rollout.engine import make_engine
-from r1jax.types import Params, Rollout
+from r1jax.types import Limits, Params, Rollout
 
 Sample = Callable[[Params, Sequence[settings.Row], Sequence[int], jax.Array], Rollout]
 
@@ -52,10 +53,16 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: 
             if cfg.reference == "moving" and step > 1 and (step - 1) % cfg.reference_every == 0:
                 state = state.replace(reference=jax.tree.map(jnp.copy, state.params))
             found = collect_answers(
-                cfg, context, state.params, lambda i: rows[order(i)], sample, scorer, step
+                cfg,
+                context,
+                state.params,
+                lambda i: rows[order(i)],
+                partial(sample, limits=limits_at(cfg, step)),
+                scorer,
+                step,
             )
             ready = time.monotonic()
-            rollout, said = look_again(cfg, context, found.rollout, state, learner)
+            rollout, said = look_again(cfg, context, found.rollout, state, learner, step)
             state, values = improve(cfg, context, rollout, said, state, learner, step)
             finished = time.monotonic()
             values |= found.values | summary(cfg, rollout, found.scored)
@@ -98,7 +105,9 @@ def check(cfg: settings.Reinforce, tokenizer: Any) -> None:
 def make_sample(
     cfg: settings.Reinforce, group: int, sampling: settings.Sampling, context: Context
 ) -> Sample:
-    """The function (params, rows, numbers of the rows, key) -> rollout on the device.
+    """The function (params, rows, numbers of the rows, key, limits) -> rollout on the device.
+
+    Without `limits` it is that of the engine's own settings.
 
     Raises:
       ValueError: the tokenizer has no end token; or, when called, a prompt is too long.
@@ -112,7 +121,11 @@ def make_sample(
     generate = jax.jit(engine)
 
     def sample(
-        params: Params, rows: Sequence[settings.Row], index: Sequence[int], key: jax.Array
+        params: Params,
+        rows: Sequence[settings.Row],
+        index: Sequence[int],
+        key: jax.Array,
+        limits: Limits | None = None,
     ) -> Rollout:
         prompts = encode_prompts(
             context.tokenizer,
@@ -120,9 +133,18 @@ def make_sample(
             max_prompt=cfg.engine.max_prompt,
             index=index,
         )
-        return generate(params, sharding.put(prompts, context.mesh, "batch"), key)
+        given = [] if limits is None else [limits]
+        return generate(params, sharding.put(prompts, context.mesh, "batch"), key, *given)
 
     return sample
+
+
+def limits_at(cfg: settings.Reinforce, step: int) -> Limits:
+    """The temperature and the longest answer of a step's rollout."""
+    longest = cfg.engine.max_new if cfg.max_new is None else schedules.at(cfg.max_new, step)
+    return Limits(
+        temperature=np.float32(temperature_at(cfg, step)), max_new=np.int32(round(longest))
+    )
 
 
 def collect_answers(
@@ -142,6 +164,7 @@ def collect_answers(
     the same rows however many rounds it takes, so that resuming needs no state.
     """
     kept_rows, rollouts, found = [], [], []
+    scorer = schedules.resolve(scorer, step)  # weights of rewards may change
     timed = {"sample": 0.0, "score": 0.0}
     tokens, asked = 0, 0
     for turn in range(cfg.rounds):
@@ -212,7 +235,8 @@ def make_evaluation(
     def evaluate(params: Params, step: int) -> dict[str, float]:
         began = time.monotonic()
         rollout = to_host(sample(params, rows, range(len(rows)), key))
-        scored = score_answers(cfg.task, context.tokenizer, rollout, rows, scorer)
+        now = schedules.resolve(scorer, max(step, 1))
+        scored = score_answers(cfg.task, context.tokenizer, rollout, rows, now)
         found = Collected(rows=list(rows), rollout=rollout, scored=scored)
         log_samples(cfg, context.writer, found, step=step, split="test", count=len(rows))
         right = [a for a in scored.accuracy if a is not None]

@@ -12,6 +12,8 @@ from functools import partial
 from numbers import Real
 from typing import Any, TypeVar
 
+from r1jax.schedules import Number, Schedule, bounds
+
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Reward = Callable[[Row, str], float | None]
@@ -32,7 +34,7 @@ class Batched:
 class Weighted:
     """A reward function made by `weighted`."""
 
-    terms: Mapping[str, tuple[float, Reward]]
+    terms: Mapping[str, tuple[Number, Reward]]
 
     def __call__(self, row: Row, answer: str) -> float | None:
         """The weighted sum; None if any part could not be judged."""
@@ -51,11 +53,14 @@ class Weighted:
         """The weighted sum of `parts`; None if one is missing."""
         if len(parts) < len(self.terms):
             return None
-        return sum(weight * parts[name] for name, (weight, _) in self.terms.items())
+        return sum(_weight(name, term[0]) * parts[name] for name, term in self.terms.items())
 
 
-def weighted(**terms: tuple[float, Reward]) -> Weighted:
+def weighted(**terms: tuple[Number, Reward]) -> Weighted:
     """A reward that adds up others: `weighted(accuracy=(1.0, accuracy), format=(0.2, tags))`.
+
+    A weight may be a schedule: `schedules.resolve` gives the reward of a step, and only that one
+    can be computed.
 
     An answer that one of them cannot judge (None) is not judged at all: the sum of the rest would
     count that part as 0, which is a verdict.
@@ -69,8 +74,8 @@ def weighted(**terms: tuple[float, Reward]) -> Weighted:
         if not (
             isinstance(term, tuple)
             and len(term) == 2
-            and isinstance(term[0], Real)
-            and math.isfinite(term[0])
+            and isinstance(term[0], Real | Schedule)
+            and all(map(math.isfinite, bounds(term[0])))
             and callable(term[1])
         ):
             raise ValueError(f"weighted: {name} must be (weight, function), got {term!r}")
@@ -143,6 +148,12 @@ def score_many(
 
 def _parts(terms: Mapping[str, tuple[float, Reward]], row: Row, answer: str) -> dict[str, float]:
     return Weighted(terms).parts(row, answer)
+
+
+def _weight(name: str, weight: Number) -> float:
+    if isinstance(weight, Schedule):
+        raise ValueError(f"the weight of {name} is a schedule: resolve it for a step first")
+    return weight
 
 
 def _number(name: str, value: float | None) -> float | None:
