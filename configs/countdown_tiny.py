@@ -103,107 +103,134 @@ def rl() -> Reinforce:
 # --------------------------------------------------------------------------- other algorithms
 
 
-def variant(name: str, **changes: Any) -> Run:
+def changed(**changes: Any) -> tuple[Supervised, Reinforce]:
     """The same base, then reinforcement learning with other parts."""
-    stages = base(), replace(rl(), **changes)
-    return replace(config(), name=f"countdown_tiny_{name}", stages=stages)
+    return base(), replace(rl(), **changes)
 
 
 def grpo() -> Run:
     """GRPO as published: mean over answers of means over tokens, KL to the base in the loss."""
-    return variant(
-        "grpo",
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, kl=k3, kl_weight=0.001),
-        weight=weights.sequence_mean,
+    return replace(
+        config(),
+        name="countdown_tiny_grpo",
+        stages=changed(
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, kl=k3, kl_weight=0.001),
+            weight=weights.sequence_mean,
+        ),
     )
 
 
 def dr_grpo() -> Run:
     """Dr. GRPO: no division by the group's deviation, nor by the answer's length."""
-    return variant(
-        "dr_grpo",
-        advantage=partial(advantages.grpo, scale=False),
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
-        weight=partial(weights.constant_budget, budget=136),
+    return replace(
+        config(),
+        name="countdown_tiny_dr_grpo",
+        stages=changed(
+            advantage=partial(advantages.grpo, scale=False),
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
+            weight=partial(weights.constant_budget, budget=136),
+        ),
     )
 
 
 def dapo() -> Run:
     """DAPO: more room above, mean over tokens, prompts with signal only, a price for overlength."""
-    return variant(
-        "dapo",
-        advantage=partial(
-            advantages.shaped,
-            advantage=advantages.grpo,
-            shape=partial(advantages.overlong_penalty, limit=136, buffer=24),
+    return replace(
+        config(),
+        name="countdown_tiny_dapo",
+        stages=changed(
+            advantage=partial(
+                advantages.shaped,
+                advantage=advantages.grpo,
+                shape=partial(advantages.overlong_penalty, limit=136, buffer=24),
+            ),
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.28),
+            weight=weights.token_mean,
+            select=selection.has_signal,
+            rounds=3,
         ),
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.28),
-        weight=weights.token_mean,
-        select=selection.has_signal,
-        rounds=3,
     )
 
 
 def gspo() -> Run:
     """GSPO: one ratio for a whole answer. The paper's bounds of 3e-4 and 4e-4 go with a learning
     rate that is a hundred times lower."""
-    return variant(
-        "gspo",
-        loss=partial(losses.policy_loss, ratio=ratios.by_sequence, clip_low=0.03, clip_high=0.04),
-        weight=weights.sequence_mean,
-        minibatches=2,
+    return replace(
+        config(),
+        name="countdown_tiny_gspo",
+        stages=changed(
+            loss=partial(
+                losses.policy_loss, ratio=ratios.by_sequence, clip_low=0.03, clip_high=0.04
+            ),
+            weight=weights.sequence_mean,
+            minibatches=2,
+        ),
     )
 
 
 def cispo() -> Run:
     """CISPO: ratios are cut, and no token loses its gradient."""
-    return variant("cispo", loss=losses.cispo, minibatches=2)
+    return replace(
+        config(), name="countdown_tiny_cispo", stages=changed(loss=losses.cispo, minibatches=2)
+    )
 
 
 def rloo() -> Run:
     """RLOO: against the mean of the other answers, KL to the base in the reward."""
-    return variant(
-        "rloo",
-        advantage=partial(advantages.rloo, kl=k1, kl_weight=0.001),
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
-        weight=weights.sequence_sum,
+    return replace(
+        config(),
+        name="countdown_tiny_rloo",
+        stages=changed(
+            advantage=partial(advantages.rloo, kl=k1, kl_weight=0.001),
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
+            weight=weights.sequence_sum,
+        ),
     )
 
 
 def reinforce_pp() -> Run:
     """REINFORCE++: returns of the whole batch brought to one scale, no groups."""
-    return variant(
-        "reinforce_pp",
-        advantage=partial(advantages.reinforce_plus_plus, kl=k1, kl_weight=0.001),
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
+    return replace(
+        config(),
+        name="countdown_tiny_reinforce_pp",
+        stages=changed(
+            advantage=partial(advantages.reinforce_plus_plus, kl=k1, kl_weight=0.001),
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
+        ),
     )
 
 
 def reinforce_pp_baseline() -> Run:
     """REINFORCE++ with the group's mean taken off first, KL in the loss."""
-    return variant(
-        "reinforce_pp_baseline",
-        advantage=advantages.reinforce_plus_plus_baseline,
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, kl=k2, kl_weight=0.001),
+    return replace(
+        config(),
+        name="countdown_tiny_reinforce_pp_baseline",
+        stages=changed(
+            advantage=advantages.reinforce_plus_plus_baseline,
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, kl=k2, kl_weight=0.001),
+        ),
     )
 
 
 def ppo() -> Run:
     """PPO with TinyZero's settings: GAE with gamma = lam = 1, KL in the reward, value network."""
     penalty = {"kl": k1, "kl_weight": 0.001}
-    return variant(
-        "ppo",
-        advantage=partial(advantages.ppo, **penalty),
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, entropy_weight=0.001),
-        critic=Critic(
-            score=heads.values,
-            leaves=heads.value_leaves,
-            fill=critics.as_value,
-            target=partial(advantages.value_targets, **penalty),
-            loss=partial(critics.value_loss, clip=0.5),
-            measure={"explained_variance": critics.explained_variance},
-            optimizer=partial(adamw, learning_rate=5e-4, warmup=5),
-            warmup=4,
+    return replace(
+        config(),
+        name="countdown_tiny_ppo",
+        stages=changed(
+            advantage=partial(advantages.ppo, **penalty),
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, entropy_weight=0.001),
+            critic=Critic(
+                score=heads.values,
+                leaves=heads.value_leaves,
+                fill=critics.as_value,
+                target=partial(advantages.value_targets, **penalty),
+                loss=partial(critics.value_loss, clip=0.5),
+                measure={"explained_variance": critics.explained_variance},
+                optimizer=partial(adamw, learning_rate=5e-4, warmup=5),
+                warmup=4,
+            ),
         ),
     )
 
@@ -211,31 +238,34 @@ def ppo() -> Run:
 def ppo_shared() -> Run:
     """PPO whose value network is a head on the policy."""
     run = ppo()
-    stage = run.stages[-1]
+    base, stage = run.stages
     assert isinstance(stage, Reinforce)
     assert stage.critic is not None
     critic = replace(stage.critic, trunk="policy", share=0.1, optimizer=None, warmup=0)
-    stage = replace(stage, critic=critic)
-    return replace(run, name="countdown_tiny_ppo_shared", stages=(base(), stage))
+    stages = base, replace(stage, critic=critic)
+    return replace(run, name="countdown_tiny_ppo_shared", stages=stages)
 
 
 def prime() -> Run:
     """PRIME: a process reward model learns from outcomes as the policy does, and says which token
     was worth what."""
-    return variant(
-        "prime",
-        advantage=advantages.prime,
-        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
-        reference="none",
-        select=partial(selection.within_band, low=0.2, high=0.8),
-        rounds=2,
-        critic=Critic(
-            score=heads.logps,
-            fill=partial(critics.as_process, beta=0.05),
-            target=critics.outcomes,
-            loss=partial(critics.implicit_prm_loss, beta=0.05),
-            weight=weights.sequence_mean,
-            optimizer=partial(adamw, learning_rate=2e-4, warmup=5),
-            reference=True,
+    return replace(
+        config(),
+        name="countdown_tiny_prime",
+        stages=changed(
+            advantage=advantages.prime,
+            loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
+            reference="none",
+            select=partial(selection.within_band, low=0.2, high=0.8),
+            rounds=2,
+            critic=Critic(
+                score=heads.logps,
+                fill=partial(critics.as_process, beta=0.05),
+                target=critics.outcomes,
+                loss=partial(critics.implicit_prm_loss, beta=0.05),
+                weight=weights.sequence_mean,
+                optimizer=partial(adamw, learning_rate=2e-4, warmup=5),
+                reference=True,
+            ),
         ),
     )

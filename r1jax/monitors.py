@@ -30,7 +30,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 
 def fatal(values: Row) -> str | None:
     """Why the run must stop at this step, or None: nothing sound can follow a non-finite loss."""
-    for name in ("loss", "grad_norm"):
+    for name in ("loss", "grad_norm", "critic/loss", "critic/grad_norm"):
         if name in values and not math.isfinite(values[name]):
             return (
                 f"{name} is {values[name]}: the weights would be lost. Lower the learning rate, "

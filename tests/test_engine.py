@@ -13,7 +13,7 @@ from r1jax.models import decoder
 from r1jax.rollout.engine import make_engine
 from r1jax.rollout.sampling import answer_keys, keep_top, make_sampler
 from r1jax.settings import Engine, Sampling, dense
-from r1jax.types import Prompts, Rollout
+from r1jax.types import Limits, Prompts, Rollout
 
 CFG = dense(vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, bias=True)
 STOP = (1,)
@@ -176,6 +176,25 @@ def test_top_k_and_top_p_keep_the_smallest_sets() -> None:
     assert kept(top_p=0.75) == [[0, 1], [1, 2, 3]]
     assert kept(top_k=2, top_p=0.6) == [[0], [2, 3]]  # 0.5 / 0.8 is already more than 0.6
     assert kept(top_k=9) == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+def test_limits_of_a_call_do_what_an_engine_made_for_them_does_and_compile_nothing_anew(
+    params: dict, prompts: Prompts
+) -> None:
+    engine = Engine(max_prompt=6, max_new=12, slots=5)
+    made = jax.jit(make_engine(CFG, engine, group=2, stop=STOP))
+
+    def limited(temperature: float, max_new: int) -> Rollout:
+        limits = Limits(temperature=np.float32(temperature), max_new=np.int32(max_new))
+        return jax.tree.map(np.asarray, made(params, prompts, jax.random.key(5), limits))
+
+    own = replace(engine, max_new=7, sampling=Sampling(temperature=0.5))
+    expected, found = generate(params, prompts, own, group=2), limited(0.5, 7)
+    assert texts(found) == texts(expected)
+    np.testing.assert_array_equal(found.finished, expected.finished)
+    np.testing.assert_allclose(found.logp_rollout[:, :7], expected.logp_rollout, atol=1e-5)
+    assert 7 < max(map(len, texts(limited(1.5, 12)))) <= 12
+    assert made._cache_size() == 1
 
 
 def test_samples_have_the_probabilities_of_the_tempered_distribution() -> None:

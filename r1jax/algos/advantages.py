@@ -465,7 +465,7 @@ def _penalty(rollout: Rollout, kl: Kl | None, kl_weight: float) -> Float[Array, 
         return jnp.zeros(rollout.answer.shape, jnp.float32)
     if rollout.logp_ref is None:
         raise ValueError("a KL penalty needs the reference's log-probs, got logp_ref=None")
-    estimate = kl(_policy_logp(rollout), rollout.logp_ref)
+    estimate = kl(jnp.asarray(_policy_logp(rollout)), jnp.asarray(rollout.logp_ref))
     return jnp.where(answer_mask(rollout), kl_weight * estimate, 0.0)
 
 
@@ -479,7 +479,7 @@ def _gae(
     if rollout.value is None:
         raise ValueError("PPO's advantages need a critic, got value=None in the rollout")
     reward, mask = token_rewards(rollout, kl=kl, kl_weight=kl_weight)
-    return *gae(reward, rollout.value, mask, gamma=gamma, lam=lam), mask
+    return *gae(reward, jnp.asarray(rollout.value), mask, gamma=gamma, lam=lam), mask
 
 
 def _deviation(x: Float[Array, " M"], which: Bool[Array, " M"], ddof: int) -> Float[Array, ""]:

@@ -7,6 +7,7 @@ and what its words are to an advantage function: `rollout.value` or `rollout.pro
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from r1jax.algos.advantages import penalised_reward, per_token
@@ -63,7 +64,7 @@ def value_loss(
 
 
 def as_value(
-    rollout: Rollout, score: Float[Array, "B A"], first: Float[Array, "B A"] | None = None
+    rollout: Rollout, score: Float[np.ndarray, "B A"], first: Float[np.ndarray, "B A"] | None
 ) -> Rollout:
     """The rollout with the critic's scores as values; what its first weights say is not read."""
     del first
@@ -115,8 +116,8 @@ def implicit_prm_loss(
 
 def as_process(
     rollout: Rollout,
-    score: Float[Array, "B A"],
-    first: Float[Array, "B A"] | None,
+    score: Float[np.ndarray, "B A"],
+    first: Float[np.ndarray, "B A"] | None,
     *,
     beta: float = 0.05,
 ) -> Rollout:

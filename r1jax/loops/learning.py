@@ -179,7 +179,7 @@ def improve_critic(
     mask &= ~np.isnan(target)
     target = np.where(mask, target, 0.0)
     values = {
-        name: float(measure(said["value_old"], target, mask))
+        name: float(measure(jnp.asarray(said["value_old"]), jnp.asarray(target), jnp.asarray(mask)))
         for name, measure in critic.measure.items()
     }
     lesson = {**said, "target": target}

@@ -6,7 +6,7 @@ from html import escape
 from r1jax.metrics import duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS
-from r1jax.report.data import RunData, costs, evaluations, unfinished
+from r1jax.report.data import Row, RunData, costs, evaluations, unfinished
 
 
 def comparison(runs: Sequence[RunData]) -> str:
@@ -37,7 +37,7 @@ def _names(runs: Sequence[RunData]) -> list[str]:
 
 
 def _table(runs: Sequence[RunData], names: Sequence[str]) -> str:
-    head = ["run", "held-out accuracy", "95% interval", "points", "attempts", "tokens", "time"]
+    head = ["run", "held-out accuracy", "95% intervals", "points", "attempts", "tokens", "time"]
     lines = []
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         cells = [f'<td><i class="chip c{i % NUM_COLOURS}"></i>{escape(name)}</td>']
@@ -60,18 +60,22 @@ def _results(run: RunData) -> list[str]:
             return ""
         return f"{first[name]:{form}} → {last[name]:{form}}"
 
-    interval = ""
-    if "test/accuracy_low" in last and "test/accuracy_high" in last:
-        interval = f"[{last['test/accuracy_low']:.1%}, {last['test/accuracy_high']:.1%}]"
+    intervals = [_interval(row) for row in (first, last)]
     points = (last["test/accuracy"] - first["test/accuracy"]) * 100
     return [
         change("test/accuracy", ".1%"),
-        interval,
+        " → ".join(intervals) if all(intervals) else "",
         f"{points:+.1f}",
         change("test/attempts", ".2f"),
         change("test/length", ".1f"),
         time,
     ]
+
+
+def _interval(row: Row) -> str:
+    if "test/accuracy_low" not in row or "test/accuracy_high" not in row:
+        return ""
+    return f"[{row['test/accuracy_low']:.1%}, {row['test/accuracy_high']:.1%}]"
 
 
 def _differences(runs: Sequence[RunData], names: Sequence[str]) -> str:

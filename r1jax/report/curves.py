@@ -62,6 +62,21 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
         Spec("Gradient norm", "before clipping", {"grad_norm": ""}),
         Spec("Learning rate", "", {"learning_rate": ""}),
     ),
+    "The critic": (
+        Spec("Loss of the critic", "", {"critic/loss": ""}),
+        Spec(
+            "Explained variance",
+            "of the returns, by the critic's values",
+            {"critic/explained_variance": ""},
+        ),
+        Spec(
+            "Outcomes told right",
+            "by the process rewards' sum, share of answers",
+            {"critic/accuracy": ""},
+            WHOLE,
+        ),
+        Spec("Gradient norm of the critic", "before clipping", {"critic/grad_norm": ""}),
+    ),
     "Speed": (
         Spec(
             "Throughput",
@@ -72,7 +87,10 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
     ),
 }
 # Shown within another chart, or said elsewhere.
-HIDDEN = {"stage", "step", "give_ups", "accuracy_low", "accuracy_high"}
+HIDDEN = {
+    *("stage", "step", "give_ups", "accuracy_low", "accuracy_high"),
+    *("critic/learning_rate", "critic/value", "critic/value_clipped"),
+}
 
 
 def sections(rows: Iterable[Row]) -> Iterator[tuple[str, list[Spec]]]:

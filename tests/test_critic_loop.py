@@ -1,0 +1,339 @@
+"""A critic beside the policy: what it says of packed rows, what it learns, how it is kept."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r1jax import checkpoint, config, metrics, settings, sharding
+from r1jax.algos import advantages, critics, losses, weights
+from r1jax.algos.kl import k1
+from r1jax.data.tokenizer import tiny
+from r1jax.loops import learning, rl
+from r1jax.loops.batches import pack_answers
+from r1jax.loops.run import Context, Scorer
+from r1jax.loops.step import make_critic_objective, make_objective, make_score
+from r1jax.models import decoder, heads
+from r1jax.rewards.weighted import one_by_one, score_many
+from r1jax.state import adamw, init_state
+from r1jax.types import Batch, Rollout
+
+RUN = config.load(str(Path(__file__).with_name("small_config.py")))
+CFG = RUN.stages[1]
+assert isinstance(CFG, settings.Reinforce)
+MODEL = replace(RUN.model, vocab_size=16)
+VALUES = settings.Critic(
+    score=heads.values,
+    leaves=heads.value_leaves,
+    fill=critics.as_value,
+    target=advantages.value_targets,
+    loss=critics.value_loss,
+    measure={"explained_variance": critics.explained_variance},
+    optimizer=partial(adamw, learning_rate=1e-2),
+    reference=True,
+    warmup=1,
+)
+PRM = settings.Critic(
+    score=heads.logps,
+    fill=partial(critics.as_process, beta=0.05),
+    target=critics.outcomes,
+    loss=partial(critics.implicit_prm_loss, beta=0.05),
+    weight=weights.sequence_mean,
+    optimizer=partial(adamw, learning_rate=1e-2),
+    reference=True,
+)
+
+
+def a_rollout() -> Rollout:
+    """Two answers to each of two prompts, of 2, 1 and 1, 2 tokens; one of each pair is right."""
+    length = np.asarray([2, 1, 1, 2], np.int32)
+    past = np.arange(2)[None] >= length[:, None]
+    return Rollout(
+        prompt=np.asarray([[3, 4], [5, 0]], np.int32),
+        prompt_length=np.asarray([2, 1], np.int32),
+        answer=np.where(past, 0, [[6, 1], [1, 0], [1, 0], [7, 1]]).astype(np.int32),
+        answer_length=length,
+        finished=np.ones(4, bool),
+        logp_rollout=np.where(past, 0, -2.0).astype(np.float32),
+        decode_steps=np.int32(0),
+        slot_steps=np.int32(0),
+        reward=np.asarray([1, 0, 0, 1], np.float32),
+    )
+
+
+def packed(rollout: Rollout, extras: dict[str, Any], row_length: int = 5) -> Batch:
+    mask = np.arange(2)[None] < rollout.answer_length[:, None]
+    extras = {"weight": weights.token_mean(mask), **extras}
+    _, (batch,) = pack_answers(rollout, np.arange(4), extras, row_length=row_length, micro_rows=2)
+    return batch
+
+
+def perturbed(key: int, critic: settings.Critic) -> Any:
+    """Random weights of the critic's network, none of them 0."""
+    leaves = {**decoder.leaves(MODEL), **(critic.leaves(MODEL) if critic.leaves else {})}
+    params = sharding.init(leaves, jax.random.key(key))
+    noise = iter(jax.random.split(jax.random.key(key + 1), 99))
+    return jax.tree.map(lambda w: w + 0.1 * jax.random.normal(next(noise), w.shape), params)
+
+
+def alone(rollout: Rollout, i: int) -> tuple[jax.Array, int]:
+    """Answer i after its prompt, as one sequence, and where the answer starts."""
+    start = int(rollout.prompt_length[i // 2])
+    answer = rollout.answer[i, : rollout.answer_length[i]]
+    return jnp.concatenate([rollout.prompt[i // 2, :start], answer])[None], start
+
+
+def make_context(folder: Path, mesh: jax.sharding.Mesh, writer: Any = None) -> Context:
+    return Context(
+        run=RUN,
+        folder=folder,
+        text=[],
+        tokenizer=tiny(),
+        mesh=mesh,
+        writer=writer,
+        stopping=lambda: False,
+    )
+
+
+# --------------------------------------------------------------------------- targets and scores
+
+
+def test_returns_lie_at_their_answers_tokens_beside_a_shared_prompt() -> None:
+    # With gamma 1/2 the last token of a right answer has 1, the one before it 1/2.
+    rollout = a_rollout().replace(value=np.full((4, 2), 0.25, np.float32))
+    target = np.asarray(advantages.value_targets(rollout, gamma=0.5))
+    np.testing.assert_allclose(target, [[0.5, 1], [0, 0], [0, 0], [0.5, 1]])
+    batch = packed(rollout, {"target": target, "value_old": rollout.value})
+    np.testing.assert_array_equal(batch.tokens, [[3, 4, 6, 1, 1], [5, 7, 1, 1, 0]])
+    np.testing.assert_array_equal(batch.target, [[0, 0, 0.5, 1, 0], [0, 0.5, 1, 0, 0]])
+    # Six tokens: errors of 1/4 four times and of 3/4 twice, so (4 / 16 + 2 * 9 / 16) / 2 / 6.
+    loss, _ = jax.jit(partial(critics.value_loss, clip=None))(jnp.full((2, 5), 0.25), batch)
+    np.testing.assert_allclose(loss, 22 / 16 / 12, rtol=1e-6)
+
+
+def test_a_value_is_of_the_state_before_its_token_wherever_the_prompt_lies() -> None:
+    rollout, params = a_rollout(), perturbed(0, VALUES)
+    batch = packed(rollout, {})
+    np.testing.assert_array_equal(batch.before[0, 2:], [1, 2, 1])  # both go on from column 1
+    rows = np.asarray(make_score(MODEL, VALUES)(params, batch))
+    head = params["value"]
+    for i, places in enumerate([[(0, 2), (0, 3)], [(0, 4)], [(1, 3)], [(1, 1), (1, 2)]]):
+        tokens, start = alone(rollout, i)
+        position = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = decoder.forward(MODEL, params, tokens, position, jnp.ones_like(tokens))
+        expected = np.asarray(hidden)[0] @ np.asarray(head["scale"]) + float(head["bias"])
+        found = [rows[place] for place in places]
+        np.testing.assert_allclose(found, expected[start - 1 : -1], atol=1e-5)
+
+
+def test_process_rewards_of_an_answer_add_up_to_beta_times_its_log_ratio() -> None:
+    rollout, now, first = a_rollout(), perturbed(0, PRM), perturbed(7, PRM)
+    cfg = replace(CFG, critic=PRM, row_length=24)
+    state = init_state(perturbed(9, PRM), adamw(1, learning_rate=0.1))
+    state = state.replace(critic=state.replace(params=now, reference=first))
+    learner = learning.Learner(
+        logp_of=None, update=None, score=make_score(MODEL, PRM), update_critic=None
+    )
+    mesh = sharding.make_mesh(RUN.mesh)
+    with jax.set_mesh(mesh):
+        context = make_context(Path(), mesh)
+        found, said = learning.look_again(cfg, context, rollout, state, learner, 1)
+    expected = np.zeros(4)
+    for i in range(4):
+        tokens, start = alone(rollout, i)
+        for sign, params in ((1, now), (-1, first)):
+            every = jax.nn.log_softmax(decoder.logits(MODEL, params, tokens))[0]
+            for t in range(start, tokens.shape[1]):
+                expected[i] += sign * every[t - 1, tokens[0, t]]
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found.process.sum(1), 0.05 * expected, atol=1e-6)
+    # What it learns from the same rollout: the outcome, by the cross-entropy of these sums.
+    weight = weights.sequence_mean(np.arange(2)[None] < rollout.answer_length[:, None])
+    target = np.asarray(critics.outcomes(rollout))
+    batch = packed(rollout, {**said, "target": target, "weight": weight})
+    loss, _ = jax.jit(PRM.loss)(make_score(MODEL, PRM)(now, batch), batch)
+    p = 1 / (1 + np.exp(-0.05 * expected))
+    right = rollout.reward.astype(bool)
+    np.testing.assert_allclose(loss, -np.log(np.where(right, p, 1 - p)).mean(), rtol=1e-5)
+
+
+def test_an_answer_that_was_not_judged_teaches_a_critic_nothing() -> None:
+    rollout = a_rollout().replace(reward=np.asarray([1, np.nan, 0, 1], np.float32))
+    target = np.asarray(critics.outcomes(rollout))
+    np.testing.assert_array_equal(target, [[1, 1], [np.nan, 0], [0, 0], [1, 1]])
+    seen = {}
+
+    def update(state: Any, batches: list[Batch], **numbers: Any) -> tuple[Any, dict]:
+        seen["batch"] = batches[0]
+        return state, {"loss": jnp.float32(0)}
+
+    cfg = replace(CFG, critic=PRM, row_length=24)
+    critic = init_state(perturbed(0, PRM), adamw(1, learning_rate=0.1))
+    learner = learning.Learner(logp_of=None, update=None, score=None, update_critic=update)
+    zero = np.zeros((4, 2), np.float32)
+    said = {"value_old": zero, "logp_ref": zero}
+    state = critic.replace(critic=critic)
+    context = make_context(Path(), sharding.make_mesh(RUN.mesh))
+    learning.improve_critic(cfg, PRM, context, rollout, said, state, learner, 1)
+    batch = seen["batch"]
+    assert np.isfinite(batch.target).all()
+    # Of six tokens in four answers, one answer of one token counts for nothing.
+    assert sorted(np.asarray(batch.weight)[np.asarray(batch.mask)]) == [0, *[0.125] * 4, 0.25]
+
+
+# --------------------------------------------------------------------------- identities
+
+
+def test_ppo_that_expects_nothing_is_reinforce_with_returns() -> None:
+    rng = np.random.default_rng(0)
+    rollout = a_rollout().replace(
+        reward=rng.normal(size=4).astype(np.float32),
+        logp_ref=rng.normal(-2, 0.1, (4, 2)).astype(np.float32),
+        value=np.zeros((4, 2), np.float32),
+    )
+    for penalty in ({}, {"kl": k1, "kl_weight": 0.3}):
+        plain = advantages.monte_carlo(rollout, **penalty)
+        np.testing.assert_allclose(
+            advantages.ppo(rollout, whitened=False, **penalty), plain, rtol=1e-6
+        )
+        np.testing.assert_allclose(advantages.value_targets(rollout, **penalty), plain, rtol=1e-6)
+
+
+def test_a_shared_trunk_gets_the_sum_of_both_gradients() -> None:
+    critic = replace(VALUES, trunk="policy", share=0.5, optimizer=None, reference=False, warmup=0)
+    rollout, params = a_rollout(), perturbed(0, critic)
+    rng = np.random.default_rng(0)
+    names = ("advantage", "value_old", "target")
+    extras = {name: rng.normal(size=(4, 2)).astype(np.float32) for name in names}
+    batch = packed(rollout, {**extras, "logp_rollout": rollout.logp_rollout})
+
+    @jax.jit
+    def gradients(params: Any, batch: Batch) -> list[Any]:
+        parts = [
+            make_objective(MODEL, losses.policy_loss, critic=critic),
+            make_objective(MODEL, losses.policy_loss),
+            make_critic_objective(MODEL, critic),
+        ]
+        return [jax.grad(lambda p, f=f: f(p, batch, {})[0])(params) for f in parts]
+
+    both, policy, value = gradients(params, batch)
+    assert np.abs(value["value"]["scale"]).max() > 1e-3
+    assert np.abs(value["embed"]).max() > 1e-4
+    assert not np.any(policy["value"]["scale"])
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a, b + 0.5 * c, rtol=1e-4, atol=1e-6),
+        both,
+        policy,
+        value,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": None}, "needs an optimizer"),
+        ({"trunk": "policy", "warmup": 0, "reference": False}, "no optimizer, weight, reference"),
+        ({"trunk": "policy", "optimizer": None, "reference": False}, "or warmup of its own"),
+        ({"warmup": -1}, "warmup must be >= 0 steps, got -1"),
+    ],
+)
+def test_a_critic_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(VALUES, **changes)
+
+
+def test_a_warmup_as_long_as_the_stage_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warmup must be less than steps, got 1 of 1"):
+        replace(CFG, critic=VALUES)
+
+
+# --------------------------------------------------------------------------- in the loop
+
+
+def train(folder: Path, stage: settings.Reinforce) -> list[dict[str, Any]]:
+    """Runs the stage in the folder, or goes on with it; its metrics without times."""
+    mesh = sharding.make_mesh(RUN.mesh)
+    with jax.set_mesh(mesh):
+        context = make_context(folder, mesh, metrics.open_writer(folder))
+        params = sharding.init(decoder.leaves(RUN.model), jax.random.key(3), mesh)
+        scorer = Scorer(reward=partial(score_many, stage.reward), each=one_by_one)
+        rl.train(stage, context, params, scorer=scorer)
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time/")}
+        for row in metrics.read(folder)
+    ]
+
+
+@pytest.fixture(scope="module")
+def stage() -> settings.Reinforce:
+    return replace(
+        CFG,
+        steps=3,
+        critic=VALUES,
+        advantage=advantages.ppo,
+        minibatches=2,
+        evaluate_every=9,
+        checkpoints=settings.Checkpoints(every=1, keep=9),
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, stage: settings.Reinforce) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    train(folder, stage)
+    return folder
+
+
+def saved(folder: Path, stage: settings.Reinforce, step: int) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint, by name."""
+    mesh = sharding.make_mesh(RUN.mesh)
+    leaves = decoder.leaves(RUN.model)
+    with jax.set_mesh(mesh):
+        params = sharding.init(leaves, jax.random.key(3), mesh)
+        like = learning.begin(stage, make_context(folder, mesh), params)[1]
+        parts = {name: value for name, value in vars(like).items() if value is not None}
+        state = checkpoint.load(folder / "checkpoints" / "rl", step, parts).state
+    flat = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}
+
+
+def test_in_the_warm_up_the_critic_learns_and_the_policy_stays(
+    straight: Path, stage: settings.Reinforce
+) -> None:
+    one, two = saved(straight, stage, 1), saved(straight, stage, 2)
+    mesh = sharding.make_mesh(RUN.mesh)
+    first = sharding.init(decoder.leaves(RUN.model), jax.random.key(3), mesh)
+    for path, weight in jax.tree_util.tree_leaves_with_path(first):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_array_equal(one[f"['params']{name}"], weight)
+        np.testing.assert_array_equal(one[f"['critic'].reference{name}"], weight)
+    assert np.any(one["['critic'].params['value']['scale']"])
+    assert np.any(one["['critic'].params['embed']"] != first["embed"])
+    assert np.any(two["['params']['embed']"] != first["embed"])
+    assert (int(one["['step']"]), int(one["['critic'].step"])) == (0, 2)
+
+
+def test_a_run_with_a_critic_goes_on_with_the_same_bits(
+    straight: Path, stage: settings.Reinforce, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    for step in (2, 3):
+        shutil.rmtree(folder / "checkpoints" / "rl" / str(step))
+    again = train(folder, stage)
+    expected = [
+        {name: value for name, value in row.items() if not name.startswith("time/")}
+        for row in metrics.read(straight)
+    ]
+    assert again == expected
+    assert {"critic/explained_variance", "critic/loss", "critic/grad_norm"} <= again[-1].keys()
+    found, wanted = saved(folder, stage, 3), saved(straight, stage, 3)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].tobytes() == value.tobytes(), name
