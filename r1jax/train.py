@@ -21,6 +21,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the run's folder (default: runs/<name>)"
     )
+    parser.add_argument(
+        "--after",
+        type=Path,
+        metavar="RUN",
+        help="begin after the stages that the run in this folder has done with the same settings",
+    )
     return parser
 
 
@@ -35,21 +41,28 @@ def main() -> int:
         return 0
     folder = args.out or Path("runs") / checked.name
     config.same_or_fail(folder, text)
-    return train(args.config, args.overrides, folder, text)
+    return train(args.config, args.overrides, folder, text, after=args.after)
 
 
-def train(spec: str, overrides: list[str], folder: Path, text: list[str]) -> int:
+def train(
+    spec: str, overrides: list[str], folder: Path, text: list[str], *, after: Path | None = None
+) -> int:
     """Imports JAX and runs the stages; a report is written at the end, stopped or not.
+
+    A new run begins after the stages that it shares with the one in the folder `after`.
 
     The folder is made after everything was checked that can be.
     """
     host.prepare()
     cfg = config.load(spec, overrides)
-    from r1jax import pipeline, report, state
+    from r1jax import pipeline, report, reuse, state
     from r1jax.loops.run import Stopped
 
     pipeline.check(cfg)
     if not (folder / "config.txt").exists():
+        if after is not None:
+            done = reuse.take_over(folder, after, text)
+            print(f"taken over from {after}: {', '.join(done)}", file=sys.stderr)
         config.save(folder, text, spec, overrides)
     with only_one(folder), state.catch_sigterm() as stopping:
         try:

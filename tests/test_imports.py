@@ -37,6 +37,7 @@ ROWS = {
     # Loops are handed their algorithms, rewards and tasks: they know none by name.
     "loops": "types schedules sharding kernels data.packing metrics monitors models checkpoint "
     "state rollout",
+    "reuse": "metrics checkpoint",
     "restore": ABOVE,
     "evaluate": ABOVE,
     "pipeline": ABOVE,

@@ -1,0 +1,80 @@
+"""Stages that another run has done, taken over instead of being done again."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1jax import metrics
+from r1jax.checkpoint import numbers
+
+OWN = ("name", "stages", "mesh")  # may differ: they change nothing that a stage makes
+
+
+def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:
+    """Makes `folder` what it would be, had its run stopped after the stages that it shares.
+
+    Those are the first ones that the run in `source` has done with the same settings, model,
+    tokenizer and seed: their checkpoints and logs are copied, so that the time they took counts
+    here too. `text` is of the new run, from `config.describe`. Gives the names of the stages.
+
+    Raises:
+      ValueError: `source` holds no run, or there is no such stage.
+    """
+    file = source / "config.txt"
+    if not file.is_file():
+        raise ValueError(f"{source} is no run folder: it has no config.txt")
+    # Not splitlines: a printed text may hold other line separators.
+    stages = same_stages(text, file.read_text(encoding="utf-8").split("\n"))
+    steps = _settings(text)
+    done = []
+    for stage in stages:
+        checkpoints = source / "checkpoints" / stage
+        found = numbers(checkpoints) if checkpoints.is_dir() else []
+        if not found or found[-1] != int(steps[f"{stage}.steps"]):
+            break
+        done.append(stage)
+    if not done:
+        raise ValueError(
+            f"nothing in {source} can be taken over: "
+            + (f"its stage {stages[0]} is not done" if stages else "its first stage is another")
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (metrics.METRICS, metrics.SAMPLES):
+        if (source / name).is_file():
+            lines = (source / name).read_bytes().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")]  # it may be running
+            kept = [line for line in whole if json.loads(line)["stage"] in done]
+            metrics.replace(folder / name, b"".join(kept))
+    for stage in done:
+        copy = folder / "checkpoints" / stage
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(source / "checkpoints" / stage, copy)
+    return done
+
+
+def same_stages(here: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The first stages that two runs, printed by `config.describe`, have in common."""
+    one, other = _settings(here), _settings(there)
+    names = [each["stages"].split(", ") for each in (one, other)]
+    every = {*names[0], *names[1], *OWN}
+
+    def part(settings: dict[str, str], stage: str | None) -> dict[str, str]:
+        first = {path: path.partition(".")[0] for path in settings}
+        if stage is None:  # what belongs to no stage
+            return {path: value for path, value in settings.items() if first[path] not in every}
+        return {path: value for path, value in settings.items() if first[path] == stage}
+
+    if part(one, None) != part(other, None):
+        return []
+    same = []
+    for ours, theirs in zip(*names, strict=False):
+        if ours != theirs or part(one, ours) != part(other, ours):
+            break
+        same.append(ours)
+    return same
+
+
+def _settings(text: Sequence[str]) -> dict[str, str]:
+    pairs = (line.partition(": ") for line in text if line)
+    return {path: value for path, _, value in pairs}
