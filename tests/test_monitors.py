@@ -78,7 +78,7 @@ def test_a_stage_that_measures_little_is_left_alone():
     assert monitors.warnings([]) == []
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "critic/loss", "critic/grad_norm"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_run_must_stop_where_its_loss_or_gradient_is_not_finite(name: str, value: float):
     text = monitors.fatal(SOUND | {name: value})

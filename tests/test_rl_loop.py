@@ -19,7 +19,7 @@ from r1jax.loops.step import make_objective, make_update
 from r1jax.models import decoder
 from r1jax.rewards import length, prose
 from r1jax.rewards.pool import open_pool
-from r1jax.rewards.weighted import score_many
+from r1jax.rewards.weighted import score_many, weighted
 from r1jax.state import adamw, init_state
 from r1jax.types import Batch, Rollout
 
@@ -104,6 +104,56 @@ def test_rounds_without_a_selection_are_refused() -> None:
         dataclasses.replace(CFG, rounds=2)
     with pytest.raises(ValueError, match="minibatches must be 1"):
         dataclasses.replace(CFG, select=has_signal, minibatches=2)
+
+
+def test_the_weight_of_a_reward_is_that_of_the_step(context: Context) -> None:
+    reward = weighted(long=(schedules.Steps(values=(1.0, 3.0), starts=(3,)), long))
+    scorer = dataclasses.replace(SCORER, reward=partial(score_many, reward))
+    task = dataclasses.replace(CFG.task, accuracy=long, observe=None)
+    cfg = dataclasses.replace(CFG, prompts=2, task=task)
+    row = lambda i: {"number": i, "second": 2}  # noqa: E731
+    for step, weight in ((2, 1), (3, 3)):
+        found = rl.collect_answers(cfg, context, None, row, one_word, scorer, step=step)
+        np.testing.assert_array_equal(found.rollout.reward, [0, weight, 0, weight])
+    with pytest.raises(ValueError, match="the weight of long is a schedule"):
+        reward({"num_tokens": 2}, "a")
+
+
+def test_temperature_and_longest_answer_are_those_of_the_step() -> None:
+    cfg = dataclasses.replace(
+        CFG,
+        temperature=schedules.Linear(first=1.0, last=0.6, end=5),
+        max_new=schedules.Steps(values=(4, 12), starts=(3,)),
+    )
+    found = [rl.limits_at(cfg, step) for step in (1, 2, 3, 5)]
+    np.testing.assert_allclose([limits.temperature for limits in found], [1, 0.9, 0.8, 0.6])
+    assert [int(limits.max_new) for limits in found] == [4, 4, 12, 12]
+    plain = rl.limits_at(CFG, 7)
+    assert (float(plain.temperature), int(plain.max_new)) == (1.0, 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_new": 13}, "max_new must be 1 to engine.max_new=12, got 13"),
+        ({"max_new": schedules.Linear(first=0, last=9, end=3)}, "max_new must be 1 to"),
+        ({"temperature": schedules.Linear(first=1, last=0, end=3)}, "temperature must stay above"),
+        (
+            {
+                "temperature": 0.5,
+                "engine": dataclasses.replace(
+                    CFG.engine, sampling=settings.Sampling(temperature=0.0)
+                ),
+            },
+            "needs an engine that samples",
+        ),
+    ],
+)
+def test_limits_that_the_engine_cannot_keep_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CFG, **changes)
 
 
 def test_workers_score_as_this_process_does(context: Context) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r1jax import config
-from r1jax.schedules import Cosine, Linear, Steps, arguments, at, resolve
+from r1jax.schedules import Cosine, Linear, Steps, arguments, at, bounds, resolve
 from r1jax.settings import Sampling
 
 LENGTH = Steps(values=(32768, 65536), starts=(8200,))
@@ -49,6 +49,12 @@ def test_a_schedule_that_makes_no_sense_is_refused(make, message):
 def test_a_plain_number_is_a_schedule_that_stays():
     assert at(0.5, 1) == at(0.5, 10**6) == 0.5
     assert at(LENGTH, 9000) == 65536
+
+
+def test_the_bounds_of_a_number_are_its_least_and_its_greatest():
+    assert bounds(0.5) == (0.5, 0.5)
+    assert bounds(Steps(values=(2.0, 7.0, 1.0), starts=(3, 4))) == (1.0, 7.0)
+    assert bounds(Linear(first=2.0, last=1.0, end=9)) == (1.0, 2.0)
 
 
 def loss(x, *, kl_weight=0.0, clip=0.2):
