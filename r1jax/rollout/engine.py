@@ -40,7 +40,7 @@ from r1jax.types import Limits, Params, Prompts, Rollout
 
 CHUNK = 64  # columns of the ring's first chunk
 FEWER = 2  # as the queue drains, the loop goes on with this part of the slots; one more to compile
-FEW = 4  # slots at the least
+FEW = 8  # slots at the least: with 4, XLA's CPU attention rounds in another order
 MANY = 64  # slots from which on a CPU is as fast with weights as they are: see layers.linear
 
 Generate = Callable[..., Rollout]
