@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from r1jax.loops.run import Context, Scorer
 from r1jax.loops.step import make_critic_objective, make_objective, make_score
 from r1jax.models import decoder, heads
 from r1jax.rewards.weighted import one_by_one, score_many
-from r1jax.state import adamw, init_state
-from r1jax.types import Batch, Rollout
+from r1jax.state import adamw
+from r1jax.types import Batch, Rollout, TrainState
 
 RUN = config.load(str(Path(__file__).with_name("small_config.py")))
 CFG = RUN.stages[1]
@@ -74,27 +74,43 @@ def packed(rollout: Rollout, extras: dict[str, Any], row_length: int = 5) -> Bat
     return batch
 
 
-def perturbed(key: int, critic: settings.Critic) -> Any:
-    """Random weights of the critic's network, none of them 0."""
-    leaves = {**decoder.leaves(MODEL), **(critic.leaves(MODEL) if critic.leaves else {})}
-    params = sharding.init(leaves, jax.random.key(key))
-    noise = iter(jax.random.split(jax.random.key(key + 1), 99))
-    return jax.tree.map(lambda w: w + 0.1 * jax.random.normal(next(noise), w.shape), params)
+@cache
+def network() -> Any:
+    """Random weights of a decoder with a value head, none of them 0."""
+    leaves = {**decoder.leaves(MODEL), **heads.value_leaves(MODEL)}
+    params = sharding.init(leaves, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    noise = lambda w: np.asarray(w) + rng.normal(0, 0.1, w.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(noise, params)
 
 
-def alone(rollout: Rollout, i: int) -> tuple[jax.Array, int]:
-    """Answer i after its prompt, as one sequence, and where the answer starts."""
-    start = int(rollout.prompt_length[i // 2])
-    answer = rollout.answer[i, : rollout.answer_length[i]]
-    return jnp.concatenate([rollout.prompt[i // 2, :start], answer])[None], start
+def shrunk(params: Any) -> Any:
+    return jax.tree.map(lambda w: w * np.float32(0.8), params)
 
 
-def make_context(folder: Path, mesh: jax.sharding.Mesh, writer: Any = None) -> Context:
+def nothing(*_: Any, **__: Any) -> Any:
+    raise AssertionError("not to be called")
+
+
+def apart(rollout: Rollout) -> tuple[jax.Array, list[range]]:
+    """Each answer after its prompt in a row of its own, and where in the row its tokens are."""
+    tokens, places = np.zeros((4, 4), np.int32), []
+    for i, size in enumerate(rollout.answer_length):
+        start = int(rollout.prompt_length[i // 2])
+        tokens[i, :start] = rollout.prompt[i // 2, :start]
+        tokens[i, start : start + size] = rollout.answer[i, :size]
+        places.append(range(start, start + size))
+    return jnp.asarray(tokens), places
+
+
+def make_context(
+    folder: Path, mesh: jax.sharding.Mesh, tokenizer: Any = None, writer: Any = None
+) -> Context:
     return Context(
         run=RUN,
         folder=folder,
         text=[],
-        tokenizer=tiny(),
+        tokenizer=tokenizer,
         mesh=mesh,
         writer=writer,
         stopping=lambda: False,
@@ -118,39 +134,43 @@ def test_returns_lie_at_their_answers_tokens_beside_a_shared_prompt() -> None:
 
 
 def test_a_value_is_of_the_state_before_its_token_wherever_the_prompt_lies() -> None:
-    rollout, params = a_rollout(), perturbed(0, VALUES)
+    rollout, params = a_rollout(), network()
     batch = packed(rollout, {})
     np.testing.assert_array_equal(batch.before[0, 2:], [1, 2, 1])  # both go on from column 1
     rows = np.asarray(make_score(MODEL, VALUES)(params, batch))
-    head = params["value"]
-    for i, places in enumerate([[(0, 2), (0, 3)], [(0, 4)], [(1, 3)], [(1, 1), (1, 2)]]):
-        tokens, start = alone(rollout, i)
-        position = jnp.arange(tokens.shape[1])[None]
+    tokens, places = apart(rollout)
+
+    @jax.jit
+    def values(params: Any, tokens: jax.Array) -> jax.Array:
+        position = jnp.broadcast_to(jnp.arange(4), (4, 4))
         hidden, _ = decoder.forward(MODEL, params, tokens, position, jnp.ones_like(tokens))
-        expected = np.asarray(hidden)[0] @ np.asarray(head["scale"]) + float(head["bias"])
-        found = [rows[place] for place in places]
-        np.testing.assert_allclose(found, expected[start - 1 : -1], atol=1e-5)
+        return hidden @ params["value"]["scale"] + params["value"]["bias"]
+
+    expected = np.asarray(values(params, tokens))
+    columns = [[(0, 2), (0, 3)], [(0, 4)], [(1, 3)], [(1, 1), (1, 2)]]
+    for i, place in enumerate(places):
+        found = [rows[column] for column in columns[i]]
+        np.testing.assert_allclose(found, expected[i, [t - 1 for t in place]], atol=1e-5)
 
 
 def test_process_rewards_of_an_answer_add_up_to_beta_times_its_log_ratio() -> None:
-    rollout, now, first = a_rollout(), perturbed(0, PRM), perturbed(7, PRM)
+    rollout, now, first = a_rollout(), network(), shrunk(network())
     cfg = replace(CFG, critic=PRM, row_length=24)
-    state = init_state(perturbed(9, PRM), adamw(1, learning_rate=0.1))
-    state = state.replace(critic=state.replace(params=now, reference=first))
+    critic = TrainState(step=jnp.int32(0), params=now, opt_state=(), reference=first)
+    state = TrainState(step=jnp.int32(0), params=None, opt_state=(), critic=critic)
     learner = learning.Learner(
-        logp_of=None, update=None, score=make_score(MODEL, PRM), update_critic=None
+        logp_of=nothing, update=nothing, score=make_score(MODEL, PRM), update_critic=None
     )
     mesh = sharding.make_mesh(RUN.mesh)
     with jax.set_mesh(mesh):
         context = make_context(Path(), mesh)
         found, said = learning.look_again(cfg, context, rollout, state, learner, 1)
-    expected = np.zeros(4)
-    for i in range(4):
-        tokens, start = alone(rollout, i)
-        for sign, params in ((1, now), (-1, first)):
-            every = jax.nn.log_softmax(decoder.logits(MODEL, params, tokens))[0]
-            for t in range(start, tokens.shape[1]):
-                expected[i] += sign * every[t - 1, tokens[0, t]]
+    tokens, places = apart(rollout)
+    every = jax.jit(lambda params: jax.nn.log_softmax(decoder.logits(MODEL, params, tokens)))
+    gap = np.asarray(every(now)) - np.asarray(every(first))
+    expected = np.asarray(
+        [sum(gap[i, t - 1, tokens[i, t]] for t in place) for i, place in enumerate(places)]
+    )
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(found.process.sum(1), 0.05 * expected, atol=1e-6)
     # What it learns from the same rollout: the outcome, by the cross-entropy of these sums.
@@ -174,8 +194,8 @@ def test_an_answer_that_was_not_judged_teaches_a_critic_nothing() -> None:
         return state, {"loss": jnp.float32(0)}
 
     cfg = replace(CFG, critic=PRM, row_length=24)
-    critic = init_state(perturbed(0, PRM), adamw(1, learning_rate=0.1))
-    learner = learning.Learner(logp_of=None, update=None, score=None, update_critic=update)
+    critic = TrainState(step=jnp.int32(0), params=None, opt_state=())
+    learner = learning.Learner(logp_of=nothing, update=nothing, score=None, update_critic=update)
     zero = np.zeros((4, 2), np.float32)
     said = {"value_old": zero, "logp_ref": zero}
     state = critic.replace(critic=critic)
@@ -207,7 +227,7 @@ def test_ppo_that_expects_nothing_is_reinforce_with_returns() -> None:
 
 def test_a_shared_trunk_gets_the_sum_of_both_gradients() -> None:
     critic = replace(VALUES, trunk="policy", share=0.5, optimizer=None, reference=False, warmup=0)
-    rollout, params = a_rollout(), perturbed(0, critic)
+    rollout, params = a_rollout(), network()
     rng = np.random.default_rng(0)
     names = ("advantage", "value_old", "target")
     extras = {name: rng.normal(size=(4, 2)).astype(np.float32) for name in names}
@@ -260,7 +280,7 @@ def train(folder: Path, stage: settings.Reinforce) -> list[dict[str, Any]]:
     """Runs the stage in the folder, or goes on with it; its metrics without times."""
     mesh = sharding.make_mesh(RUN.mesh)
     with jax.set_mesh(mesh):
-        context = make_context(folder, mesh, metrics.open_writer(folder))
+        context = make_context(folder, mesh, tiny(), metrics.open_writer(folder))
         params = sharding.init(decoder.leaves(RUN.model), jax.random.key(3), mesh)
         scorer = Scorer(reward=partial(score_many, stage.reward), each=one_by_one)
         rl.train(stage, context, params, scorer=scorer)
