@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from r1jax.models import hf, lora
 
+    adapters = None if args.adapters is None else lora.read(args.adapters)
     published = not (args.source / "config.py").is_file()  # which a run's folder has
     if published:
         cfg, params = hf.load(args.source, dtype=args.dtype)
@@ -62,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         run = restore.open_run(args.source, stage=args.stage, checkpoint=args.checkpoint)
         cfg, params, tokenizer = run.run.model, run.params, run.tokenizer
-    if args.adapters is not None:
-        params = lora.merge(cfg, params, lora.read(args.adapters), scale=args.scale)
+    if adapters is not None:
+        params = lora.merge(cfg, params, adapters, scale=args.scale)
     if args.dtype is not None:
         params = _cast(params, args.dtype)
     hf.save(args.target, cfg, params, tokenizer)

@@ -50,6 +50,6 @@ def keep_freed_memory() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # not every libc has it, nor a use for it
         return False
-    largest = 2**31 - 1
-    wishes = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, largest), (M_TOP_PAD, 64 * 2**20))
+    never = -1  # a number would be an int's, 2 GB at most
+    wishes = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, never), (M_TOP_PAD, 64 * 2**20))
     return all(libc.mallopt(name, value) == 1 for name, value in wishes)

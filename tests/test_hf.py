@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from r1jax import settings, sharding
+from r1jax import convert, settings, sharding
 from r1jax.data.tokenizer import tiny
 from r1jax.models import decoder, hf, hf_config, hf_names, safetensors
 from r1jax.models.zoo import MODELS
@@ -198,6 +198,9 @@ def test_blocks_of_fp8_are_multiplied_by_their_scales() -> None:
     scale = rng.uniform(0.5, 2, (2, 3)).astype(np.float32)
     found = hf.dequantize(weight, scale)
     assert found.dtype == jnp.bfloat16
+    for first, last in ((0, 128), (100, 130), (128, 200), (140, 150)):
+        some = hf.dequantize(weight[first:last], scale, first)
+        np.testing.assert_array_equal(some, found[first:last])
     for i, j in ((0, 0), (127, 127), (128, 127), (127, 128), (199, 299), (130, 260)):
         exact = np.float32(weight[i, j]) * scale[i // 128, j // 128]
         assert found[i, j] == exact.astype(jnp.bfloat16)
@@ -364,7 +367,10 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_folder_gets_one_line_before_any_device_memory_is_taken(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     damage, words = BAD[name]
     damage(folder)
@@ -380,6 +386,12 @@ def test_a_bad_folder_gets_one_line_before_any_device_memory_is_taken(
     text = str(caught.value)
     assert "\n" not in text
     assert [word for word in words if word not in text] == [], text
+    with pytest.raises(SystemExit) as ended:
+        convert.main([str(folder), str(folder / "converted")])
+    assert ended.value.code not in (0, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+    assert not (folder / "converted").exists()
     assert {id(array) for array in jax.live_arrays()} <= before
 
 
@@ -399,13 +411,30 @@ def test_a_tied_model_may_repeat_its_head_if_it_is_the_embedding(tmp_path: Path)
         hf.load(folder)
 
 
-def test_a_folder_without_the_prediction_module_loads_without_it(tmp_path: Path) -> None:
+def test_a_folder_without_the_prediction_module_loads_without_it_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = Path(shutil.copytree(GOLDEN / "deepseek_v3", tmp_path / "deepseek"))
-    rewrite(folder, folder / "model-mtp.safetensors", {})
-    (folder / "model-mtp.safetensors").unlink()
+    file = folder / "model-mtp.safetensors"
+    rewrite(folder, file, {})
+    file.unlink()
     cfg, params = hf.load(folder)
     assert cfg.num_mtp == 0
     assert "mtp" not in params
+    (line,) = caplog.messages
+    assert "num_nextn_predict_layers 1, but no file has a tensor model.layers.2.*" in line
+    caplog.clear()
+    hf.load(GOLDEN / "deepseek_v3")
+    assert caplog.messages == []
+
+
+def test_half_a_prediction_module_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "deepseek_v3", tmp_path / "deepseek"))
+    file = folder / "model-mtp.safetensors"
+    reader, found = safetensors.Reader(), safetensors.entries(file)
+    rewrite(folder, file, {n: reader(e).copy() for n, e in found.items() if "eh_proj" not in n})
+    with pytest.raises(ValueError, match=r"tensor model.layers.2.eh_proj.weight is in none of its"):
+        hf.load(folder)
 
 
 def test_nothing_is_written_over_and_nothing_half_done_is_left(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ ROWS = {
     "pipeline": ABOVE,
     "report": ABOVE,
     "bench": ABOVE,
+    "bench_load": ABOVE,
     "generate": ABOVE,
     "convert": ABOVE,
     "train": ABOVE,

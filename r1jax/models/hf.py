@@ -1,12 +1,15 @@
 """Models in Hugging Face folders: config.json, *.safetensors with an index, tokenizer.
 
-`load` streams: each tensor goes from the file's memory map to the devices that hold a part of it,
-and is forgotten before the next. Everything is checked before the first array is made.
+`load` streams: each piece of a tensor goes from the file's memory map to the devices that hold a
+part of it, and is forgotten before the next. Everything is checked before the first array is made.
 """
 
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from r1jax import settings, sharding
-from r1jax.models import decoder, hf_config, hf_names, safetensors
+from r1jax.models import decoder, hf_arrays, hf_config, hf_names, safetensors
+from r1jax.models.hf_arrays import Weight
 from r1jax.models.hf_names import Place
 from r1jax.models.safetensors import Entry
 from r1jax.sharding import Leaf, is_leaf
@@ -26,9 +30,12 @@ from r1jax.types import Params
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 SHARD = 5_000_000_000  # bytes of tensors in one file, unless one is larger
-IN_FLIGHT = 256 * 2**20  # bytes on their way to the devices
+PIECE = 2**23  # numbers of a tensor that one thread takes at a time
+MAX_THREADS = 16  # each holds a piece
 SCALE = "_scale_inv"  # what the name of an FP8 weight's scales ends with
 FLOAT32 = "router_bias"  # the weight that is float32 whatever the others are
+log = logging.getLogger(__name__)
+
 FLOATS = {np.dtype(t) for t in (jnp.float32, jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn)}
 
 
@@ -38,8 +45,9 @@ def load(
     """The model of a folder and its weights, on the mesh (by default on the first device).
 
     `dtype` is that of the weights; None leaves them as they are in the files, and FP8 becomes
-    bfloat16. A router's bias is float32 with any `dtype`. Multi-token-prediction modules that the
-    config speaks of and the files lack are left out.
+    bfloat16. A router's bias is float32 with any `dtype`. Where the config speaks of
+    multi-token-prediction modules and the files have no tensor of any, as those that transformers
+    saves, the model has none; a warning says so.
 
     Raises:
       ValueError: something is missing, too much, misshapen, truncated or not supported; one line
@@ -48,50 +56,84 @@ def load(
     folder = Path(folder)
     cfg = hf_config.read(folder / "config.json")
     found = files(folder)
-    first = sum(group.count for group in cfg.groups)
-    modules = [f"model.layers.{first + i}." for i in range(cfg.num_mtp)]
-    if not any(name.startswith(prefix) for name in found for prefix in modules):
-        cfg = replace(cfg, num_mtp=0)
+    cfg = _without_absent_modules(folder, cfg, found)
     wanted = check(folder, cfg, found)
     check_tokenizer(folder, cfg)
-    leaves = _by_path(decoder.leaves(cfg))
     dtypes = _dtypes(folder, wanted, found, dtype)
     read = safetensors.Reader()
     for place in wanted:
         if place.same_as is not None:
             _check_same(read, found[place.name], found[place.same_as])
-    parts = {
-        path: _Parts(leaf, dtypes[path], _sharding(leaf, mesh)) for path, leaf in leaves.items()
+    leaves = decoder.leaves(cfg)
+    weights = {
+        path: Weight(leaf, dtypes[path], _sharding(leaf, mesh))
+        for path, leaf in _by_path(leaves).items()
     }
-    waiting = 0
-    for place in sorted(wanted, key=lambda p: (found[p.name].file, found[p.name].start)):
-        if place.same_as is not None:
-            continue
-        entry = found[place.name]
-        scale = found.get(place.name + SCALE)
-        array = read(entry) if scale is None else dequantize(read(entry), read(scale))
-        parts[place.path].fill(place, array)
-        waiting += entry.size
-        if waiting > IN_FLIGHT:
-            parts[place.path].wait()
-            waiting = 0
-        read.forget(entry)
-    arrays = [part.array() for part in parts.values()]
-    treedef = jax.tree.structure(decoder.leaves(cfg), is_leaf=is_leaf)
-    return cfg, jax.tree.unflatten(treedef, arrays)
+    own = [place for place in wanted if place.same_as is None]
+    own.sort(key=lambda place: (found[place.name].file, found[place.name].start))
+    with ThreadPoolExecutor(_num_threads()) as pool:
+        for _ in pool.map(partial(_fill, read, found, weights), _pieces(own)):
+            pass  # or raises what a thread raised
+    arrays = [weight.array() for weight in weights.values()]
+    return cfg, jax.tree.unflatten(jax.tree.structure(leaves, is_leaf=is_leaf), arrays)
 
 
-def dequantize(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _without_absent_modules(
+    folder: Path, cfg: settings.Decoder, found: Mapping[str, Entry]
+) -> settings.Decoder:
+    """The model without prediction modules if the files have no tensor of any."""
+    first = sum(group.count for group in cfg.groups)
+    modules = tuple(f"model.layers.{first + i}." for i in range(cfg.num_mtp))
+    if not modules or any(name.startswith(modules) for name in found):
+        return cfg
+    log.warning(
+        "%s: config.json has num_nextn_predict_layers %d, but no file has a tensor %s*: loaded "
+        "without multi-token prediction",
+        folder,
+        cfg.num_mtp,
+        modules[0],
+    )
+    return replace(cfg, num_mtp=0)
+
+
+def _num_threads() -> int:
+    """As many as there are processors for this process, which copying alone can keep busy."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(count or 1, MAX_THREADS)
+
+
+def _pieces(wanted: Sequence[Place]) -> Iterator[tuple[Place, int]]:
+    for place in wanted:
+        yield from hf_names.pieces(place, PIECE)
+
+
+def _fill(
+    read: safetensors.Reader,
+    found: Mapping[str, Entry],
+    weights: Mapping[hf_names.Path, Weight],
+    piece: tuple[Place, int],
+) -> None:
+    """One piece from its file to where it belongs."""
+    place, first = piece
+    entry = found[place.name].rows(first, place.shape[0])
+    scale = found.get(place.name + SCALE)
+    array = read(entry) if scale is None else dequantize(read(entry), read(scale), first)
+    weights[place.path].fill(place, array)
+    read.forget(entry)
+
+
+def dequantize(weight: np.ndarray, scale: np.ndarray, first: int = 0) -> np.ndarray:
     """An FP8 weight times the scale of each 128 x 128 block, bfloat16; a product is rounded once.
 
-    Blocks at the lower and right edge may be smaller. Source: DeepSeek-V3's README_WEIGHTS.md.
+    Blocks at the lower and right edge may be smaller. `weight` may be a run of the rows that
+    `scale` is for: those from `first` on. Source: DeepSeek-V3's README_WEIGHTS.md.
     """
     rows, columns = hf_config.FP8_BLOCK
     table = np.arange(256, dtype=np.uint8).view(weight.dtype).astype(np.float32)
     out = np.empty(weight.shape, jnp.bfloat16)
-    for i, each in enumerate(scale):
-        block = slice(i * rows, (i + 1) * rows)
-        wide = np.repeat(each, columns)[: weight.shape[1]]
+    for i in range(first // rows, -(-(first + len(weight)) // rows)):
+        block = slice(max(i * rows - first, 0), (i + 1) * rows - first)
+        wide = np.repeat(scale[i], columns)[: weight.shape[1]]
         out[block] = table[weight[block].view(np.uint8)] * wide
     return out
 
@@ -210,7 +252,7 @@ def _check_same(read: safetensors.Reader, entry: Entry, other: Entry) -> None:
     """Passes if two tensors hold the same bytes; a piece at a time."""
     ours, theirs = read(entry), read(other)
     equal = ours.dtype == theirs.dtype and ours.shape == theirs.shape
-    step = max(1, IN_FLIGHT * ours.shape[0] // max(entry.size, 1))
+    step = max(1, PIECE * len(ours) // max(ours.size, 1))
     for i in range(0, ours.shape[0] if equal else 0, step):
         a, b = (np.ascontiguousarray(x[i : i + step]).view(np.uint8) for x in (ours, theirs))
         equal = equal and np.array_equal(a, b)
@@ -242,7 +284,7 @@ def _dtypes(
     return out
 
 
-# --------------------------------------------------------------------------- onto the devices
+# --------------------------------------------------------------------------- places of weights
 
 
 def _by_path(leaves: Params) -> dict[hf_names.Path, Leaf]:
@@ -258,60 +300,6 @@ def _sharding(leaf: Leaf, mesh: jax.sharding.Mesh | None) -> jax.sharding.Shardi
     if mesh is None:
         return SingleDeviceSharding(jax.local_devices()[0])
     return sharding.shardings(leaf, mesh)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _write(buffer: jax.Array, block: jax.Array, at: Sequence[jax.Array]) -> jax.Array:
-    """The buffer with the block at that place, written in place.
-
-    As whole numbers of the same bits: for bfloat16 XLA's CPU backend would convert the whole buffer
-    to float32 and back, for every block.
-    """
-    bits = jnp.uint16 if buffer.dtype.itemsize == 2 else jnp.uint32
-    as_bits = partial(jax.lax.bitcast_convert_type, new_dtype=bits)
-    written = jax.lax.dynamic_update_slice(as_bits(buffer), as_bits(block.astype(buffer.dtype)), at)
-    return jax.lax.bitcast_convert_type(written, buffer.dtype)
-
-
-class _Parts:
-    """One weight in the making: what each device of this process holds of it."""
-
-    def __init__(self, leaf: Leaf, dtype: np.dtype, where: jax.sharding.Sharding) -> None:
-        self._leaf, self._dtype, self._where = leaf, dtype, where
-        self._index = where.addressable_devices_indices_map(leaf.shape)
-        self._held: dict[Any, jax.Array] = {}  # by device
-
-    def fill(self, place: Place, array: np.ndarray) -> None:
-        """Writes a tensor to where it belongs, in place."""
-        hf_names.check_block(place, self._leaf.shape)
-        block = place.view(array)
-        for device, index in self._index.items():
-            assert index is not None
-            ranges = [s.indices(n)[:2] for s, n in zip(index, self._leaf.shape, strict=True)]
-            cut, at = [], []
-            for (low, high), begin, size in zip(ranges, place.at, block.shape, strict=True):
-                cut.append(slice(max(low - begin, 0), max(min(high - begin, size), 0)))
-                at.append(np.int32(max(begin - low, 0)))
-            mine = block[tuple(cut)]
-            if mine.size == 0:
-                continue
-            sent = jax.device_put(mine, device)
-            shape = tuple(high - low for low, high in ranges)
-            if sent.shape == shape:
-                # A copy: on a CPU, what was sent may be the file's own memory map.
-                self._held[device] = jnp.array(sent, self._dtype, copy=True)
-                continue
-            if device not in self._held:
-                self._held[device] = jnp.zeros(shape, self._dtype, device=device)
-            self._held[device] = _write(self._held[device], sent, at)
-
-    def wait(self) -> None:
-        jax.block_until_ready(list(self._held.values()))
-
-    def array(self) -> jax.Array:
-        """The whole weight, once every tensor is in."""
-        held = [self._held[device] for device in self._index]
-        return jax.make_array_from_single_device_arrays(self._leaf.shape, self._where, held)
 
 
 # --------------------------------------------------------------------------- writing
@@ -425,9 +413,9 @@ def _tensor(place: Place, weight: jax.Array) -> np.ndarray:
             there.append((first - low, max(last - first, 0)))
             here.append(slice(first - begin, max(last, first) - begin))
         if all(size for _, size in there):
-            block[tuple(here)] = _read(
-                shard.data, [np.int32(at) for at, _ in there], tuple(size for _, size in there)
-            )
+            starts, sizes = zip(*there, strict=True)
+            found = _read(shard.data, [np.int32(at) for at in starts], sizes)
+            hf_arrays.copy(block[tuple(here)], np.asarray(found))
     return out
 
 

@@ -1,7 +1,7 @@
 """Which tensor of a Hugging Face folder is which part of which weight."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -209,6 +209,24 @@ def _experts(cfg: settings.Experts, dim: int, prefix: str, root: Path, i: int) -
         yield from _mlp(cfg.dim, dim, f"{prefix}experts.{e}.", root, i, e)
     if cfg.shared_dim:
         yield from _mlp(cfg.shared_dim, dim, f"{prefix}shared_experts.", (*root, "shared"), i)
+
+
+def pieces(place: Place, size: int) -> Iterator[tuple[Place, int]]:
+    """A tensor cut into runs of its rows: their places, and the row that each begins with.
+
+    A piece has at most `size` numbers if the tensor's layout allows it.
+    """
+    axis = next((i for i, n in enumerate(place.split) if n > 1), 0)
+    count = place.split[axis]
+    rows = place.shape[0] // count  # of the tensor, for one step along the axis
+    step = max(1, size * count // max(1, prod(place.shape)))
+    for begin in range(0, count, step):
+        n = min(step, count - begin)
+        at = list(place.at)
+        at[place.order.index(axis)] += begin
+        split = (*place.split[:axis], n, *place.split[axis + 1 :])
+        shape = (n * rows, *place.shape[1:])
+        yield replace(place, shape=shape, split=split, at=tuple(at)), begin * rows
 
 
 def check_block(place: Place, leaf: tuple[int, ...]) -> None:

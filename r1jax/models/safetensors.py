@@ -8,7 +8,7 @@ import json
 import math
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class Entry:
     def size(self) -> int:
         """Bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, first: int, count: int) -> "Entry":
+        """A run of the tensor's rows."""
+        skipped = first * math.prod(self.shape[1:]) * self.dtype.itemsize
+        return replace(self, shape=(count, *self.shape[1:]), start=self.start + skipped)
 
 
 def entries(file: Path) -> dict[str, Entry]:
@@ -120,7 +125,8 @@ class Reader:
             return np.zeros(entry.shape, entry.dtype)
         if entry.file not in self._maps:
             with entry.file.open("rb") as opened:
-                self._maps[entry.file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+                made = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps.setdefault(entry.file, made)  # another thread may have been faster
         count = math.prod(entry.shape)
         flat = np.frombuffer(self._maps[entry.file], entry.dtype, count, entry.start)
         return flat.reshape(entry.shape)

@@ -70,7 +70,7 @@ DEEPSEEK = {
     "num_mtp_layers": 1,
 }
 
-# Name -> transformers' config. Mistral has Llama's layers, so it goes without gradients.
+# Name -> transformers' config.
 FAMILIES = {
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen2_yarn": lambda: transformers.Qwen2Config(**SIZES, rope_parameters=YARN),
@@ -90,7 +90,6 @@ FAMILIES = {
         rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
     ),
 }
-WITHOUT_GRADIENTS = ("qwen2_yarn", "mistral")
 
 
 def make(name: str, folder: Path, seed: int) -> None:
@@ -105,8 +104,7 @@ def make(name: str, folder: Path, seed: int) -> None:
     extra = {}
     if name == "deepseek_v3":
         extra, expected["mtp_logits"] = mtp(model, expected["tokens"])
-    if name not in WITHOUT_GRADIENTS:
-        expected |= gradients(model, expected["tokens"])
+    expected |= gradients(model, expected["tokens"])
     shutil.rmtree(folder, ignore_errors=True)
     biases = {key: b.clone() for key, b in model.named_buffers() if key.endswith(FLOAT32)}
     model.to(torch.bfloat16)
