@@ -373,7 +373,7 @@ class Reinforce:
     max_new: int | Schedule | None = None  # tokens an answer may have; None: as the engine's
     old: Literal["sampler", "trainer"] = "sampler"  # whose log-probs the ratio's lower part has
     reward_workers: int = 0  # processes that score; 0: this one, and nothing stops an answer
-    reward_seconds: float = 10.0  # a worker has for one answer before it is killed
+    reward_seconds: float = 60.0  # a worker has for one answer; rewards with limits end before
     minibatches: int = 1  # updates for one pass over a rollout
     epochs: int = 1  # passes over a rollout
     row_length: int  # tokens in a packed row of the update

@@ -52,11 +52,13 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """A way to confine programs that works on this machine; no sandbox is left at the end."""
-    from r1jax.rewards import code, sandbox
+    from r1jax.rewards import code
+    from r1jax.rewards.sandbox.programs import SandboxError
+    from r1jax.rewards.sandbox.start import start
 
     try:
-        sandbox.start(request.param).close()
-    except sandbox.SandboxError as error:
+        start(request.param).close()
+    except SandboxError as error:
         pytest.skip(f"{request.param} cannot work here: {error}")
     yield request.param
     code.close_idle()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from r1jax.rewards import code
-from r1jax.rewards.sandbox import Limits
+from r1jax.rewards.sandbox.programs import Limits
 
 ROOT = Path(__file__).parents[1]
 ATTACKS = tomllib.loads(Path(__file__).with_name("attacks.toml").read_text())

@@ -1,14 +1,22 @@
+"""Programs that answers hold: what they are scored, and that HumanEval's are scored right.
+
+Run as a program, it measures how fast: `python tests/test_code_reward.py`.
+"""
+
 import gzip
 import json
 import os
 import shutil
+import statistics
+import time
 from pathlib import Path
 
 import pytest
 
-from r1jax.rewards import code, sandbox
+from r1jax.rewards import code
 from r1jax.rewards.code import LIMITS, Verdict, accuracy, judge, passed_share
-from r1jax.rewards.sandbox import Limits
+from r1jax.rewards.sandbox import start
+from r1jax.rewards.sandbox.programs import Limits, SandboxError, run_program
 
 HUMANEVAL = Path(__file__).parents[2] / "shared" / "data" / "humaneval.jsonl.gz"
 SUM = {"tests": [{"stdin": "1 2\n", "stdout": "3\n"}, {"stdin": "5 -7\n", "stdout": "-2\n"}]}
@@ -243,6 +251,12 @@ def test_a_strange_answer_scores_0(answer: str, backend: str) -> None:
     assert accuracy(SQUARE, answer, backend=backend) == 0.0
 
 
+@pytest.mark.parametrize("answer", [None, b"```python\nprint(3)\n```", 5])
+def test_an_answer_that_is_no_text_is_named(answer) -> None:
+    with pytest.raises(ValueError, match="an answer must be text"):
+        accuracy(SUM, answer)
+
+
 def test_a_sandbox_is_used_again(backend: str) -> None:
     code.close_idle()
     for _ in range(5):
@@ -287,23 +301,28 @@ def test_a_source_that_reads_the_machines_files_does_not_compile(backend: str) -
 
 
 def test_without_a_compiler_cpp_programs_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
-    with pytest.raises(sandbox.SandboxError, match=r"apt-get install g\+\+"):
+    monkeypatch.setattr(start.shutil, "which", lambda name: None)
+    with pytest.raises(SandboxError, match=r"apt-get install g\+\+"):
         accuracy({**SUM, "language": "cpp"}, fenced("int main() {}", "cpp"))
 
 
 # --------------------------------------------------------------------------- HumanEval
 
 
-@pytest.mark.skipif(not HUMANEVAL.exists(), reason="the HumanEval file is not here")
-def test_humaneval_solutions_pass_and_broken_ones_fail(backend: str) -> None:
+def humaneval() -> tuple[list[dict], list[str], list[str]]:
+    """Rows, answers with their own solutions, and answers with broken ones."""
     with gzip.open(HUMANEVAL, "rt") as file:
         records = [json.loads(line) for line in file]
-    assert len(records) == 164
     rows = [code.from_humaneval(record) for record in records]
     right = [fenced(record["prompt"] + record["canonical_solution"]) for record in records]
+    return rows, right, [fenced(record["prompt"] + "    return None") for record in records]
+
+
+@pytest.mark.skipif(not HUMANEVAL.exists(), reason="the HumanEval file is not here")
+def test_humaneval_solutions_pass_and_broken_ones_fail(backend: str) -> None:
+    rows, right, broken = humaneval()
+    assert len(rows) == 164
     assert code.accuracies(rows, right, backend=backend) == [1.0] * 164
-    broken = [fenced(record["prompt"] + "    return None") for record in records]
     assert code.accuracies(rows, broken, backend=backend) == [0.0] * 164
 
 
@@ -314,3 +333,26 @@ def test_each_answer_needs_a_row() -> None:
 
 def test_the_limits_of_a_program_are_as_documented() -> None:
     assert Limits() == LIMITS
+
+
+def measure(backend: str) -> None:
+    """Prints how long a program takes to start, and how many a second are scored."""
+    times = []
+    with start.open_sandbox(backend) as box:
+        for _ in range(100):
+            began = time.perf_counter()
+            assert run_program(box, "print(1)", b"", LIMITS).stdout == b"1\n"
+            times.append(1000 * (time.perf_counter() - began))
+    print(f"{backend}: print(1) from start to verdict, 100 runs, ms: {min(times):.1f} shortest,")
+    print(f"    {statistics.median(times):.1f} median, {max(times):.1f} longest")
+    rows, right, _ = humaneval()
+    code.accuracies(rows[:4], right[:4], backend=backend)  # starts the sandboxes
+    began = time.perf_counter()
+    assert code.accuracies(rows, right, backend=backend) == [1.0] * len(rows)
+    rate = len(rows) / (time.perf_counter() - began)
+    print(f"    HumanEval: {rate:.0f} programs a second, each with its tests")
+
+
+if __name__ == "__main__":
+    for each in start.BACKENDS:
+        measure(each)

@@ -34,6 +34,7 @@ ROWS = {
     "checkpoint": "types sharding",
     "state": "types sharding checkpoint",
     "rollout": "types sharding kernels models",
+    "local": "types sharding models rollout data.tokenizer",
     # Loops are handed their algorithms, rewards and tasks: they know none by name.
     "loops": "types schedules sharding kernels data.packing metrics monitors models checkpoint "
     "state rollout",

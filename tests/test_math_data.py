@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from r1jax.rewards.math import accuracies, worker_counts
-from r1jax.rewards.math_text import last_boxes
+from r1jax.rewards.math import accuracies
+from r1jax.rewards.math.score import pool
+from r1jax.rewards.math.text import last_boxes
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 
@@ -152,4 +153,5 @@ if __name__ == "__main__":
     print(*missed, sep="\n")
     seconds = time.perf_counter() - start
     right = number - len(missed)
-    print(f"{right} of {number} right ({right / number:.3%}) in {seconds:.0f} s; {worker_counts()}")
+    print(f"{right} of {number} right ({right / number:.3%}) in {seconds:.0f} s")
+    print(f"math-verify: {pool().done} done, {pool().timeouts} ended, {pool().crashes} crashed")

@@ -1,12 +1,17 @@
-"""Three hundred answers made to hang, exhaust or crash what scores them. None is 5."""
+"""Three hundred answers made to hang, exhaust or crash what scores them. None is 5.
+
+Run as a program, it scores them as a run does: `python tests/test_math_hostile.py`.
+"""
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
-from r1jax.rewards.math import accuracies, decide, worker_counts
-from r1jax.rewards.math_text import final_answer
-
-SYMBOLIC = ({"answer": r"\int_0^1 x\,dx"}, r"\boxed{1/2}")  # only math-verify can tell
+from r1jax.rewards.math import accuracies, accuracy
+from r1jax.rewards.math.score import decide, pool
+from r1jax.rewards.math.text import final_answer
+from r1jax.rewards.pool import open_pool
+from r1jax.rewards.weighted import score_many, weighted
 
 
 def hostile_answers() -> list[str]:
@@ -131,13 +136,15 @@ def _texts() -> Iterator[str]:
 def test_hostile_answers_score_zero_and_the_pool_is_whole_afterwards():
     answers = hostile_answers()
     assert len(answers) >= 300
-    before = worker_counts()
+    timeouts = pool().timeouts
     scores = accuracies([{"answer": "5"}] * len(answers), answers, seconds=0.1)
     assert set(scores) == {0.0}
-    after = worker_counts()
-    assert after.timeout - before.timeout >= 20  # some did hang
-    assert accuracies(*map(list, zip(*[SYMBOLIC] * 4, strict=True))) == [1.0] * 4
-    assert worker_counts().done == after.done + 4
+    assert pool().timeouts - timeouts >= 20  # some did hang
+    workers, done = pool().processes(), pool().done
+    golds = [{"answer": rf"\int_0^{n} x\,dx"} for n in (1, 2, 3, 4)]
+    answers = [rf"\boxed{{{n * n}/2}}" for n in (1, 2, 3, 4)]
+    assert accuracies(golds, answers) == [1.0] * 4
+    assert (pool().processes(), pool().done) == (workers, done + 4)
 
 
 def test_the_fast_path_spends_little_on_a_hostile_answer():
@@ -147,3 +154,24 @@ def test_the_fast_path_spends_little_on_a_hostile_answer():
         if text is not None:
             decide("5", text)
         assert time.process_time() - start < 1.0, answer[:80]  # 0.13 s at most
+
+
+def test_a_rollout_with_hostile_answers_is_scored_and_no_scoring_worker_is_lost():
+    reward = weighted(accuracy=(2.0, partial(accuracy, seconds=0.1)))
+    symbolic = {"answer": r"\int_0^1 x\,dx"}, r"\boxed{1/2}"  # only math-verify can tell
+    hostile = [({"answer": "5"}, rf"\boxed{{\int_0^{n} \sin(x^{{x}})\,dx}}") for n in range(2, 6)]
+    rows, answers = zip(symbolic, *hostile, symbolic, strict=True)
+    with open_pool(workers=1, seconds=120) as scoring:
+        found = score_many(reward, rows, answers, each=scoring.map)
+        assert [value for value, _ in found] == [2.0, 0.0, 0.0, 0.0, 0.0, 2.0]
+        assert (scoring.timeouts, scoring.crashes) == (0, 0)
+
+
+if __name__ == "__main__":
+    texts = hostile_answers()
+    start = time.perf_counter()
+    found = accuracies([{"answer": "5"}] * len(texts), texts)
+    seconds = time.perf_counter() - start
+    print(f"{len(texts)} hostile answers, {len(texts) - found.count(0.0)} not scored 0")
+    print(f"{seconds:.0f} s; math-verify: {pool().done} done, {pool().timeouts} ended at 3 s of")
+    print(f"processor time, {pool().crashes} crashed; {len(pool().processes())} workers run")

@@ -6,9 +6,10 @@ from fractions import Fraction
 
 import pytest
 
-from r1jax.rewards.math import accuracies, accuracy, decide, gold_answer
-from r1jax.rewards.math_expressions import parse
-from r1jax.rewards.math_values import equal
+from r1jax.rewards.math import accuracies, accuracy
+from r1jax.rewards.math.expressions import parse
+from r1jax.rewards.math.score import decide, gold_answer
+from r1jax.rewards.math.values import equal
 
 # --------------------------------------------------------------------------- the same
 
@@ -104,7 +105,11 @@ SAME = {
         ("3:2", ["3/2", "3 : 2", "6:4"]),
         ("no solution", [r"\emptyset", r"\text{None}", "does not exist"]),
         ("12", ["12元", "十二", "12个苹果", "答案是12元。", "１２"]),
-        ("1/3", ["三分之一"]),
+        ("1/3", ["三分之一", "3分之1"]),
+        ("7/2", ["3又1/2", "3又2分之1", "三又二分之一", "3又\\frac{1}{2}"]),
+        ("-12", ["负12", "负十二"]),
+        ("120000000", ["一亿二千万", "1.2亿"]),
+        ("10^{12}", ["一万亿"]),
         ("12%", ["百分之12", "百分之十二"]),
     ],
 }  # fmt: skip
@@ -156,6 +161,9 @@ DIFFERENT = [
     (r"\begin{pmatrix}1\\2\end{pmatrix}", ["(2,1)", r"\begin{pmatrix}1&2\end{pmatrix} + 1"]),
     (r"\text{(C)}", ["D", "5", "(A) C", "C or D", "BC"]),
     (r"\text{even}", ["odd", "neither even nor odd", "even or odd", "not even"]),
+    ("Yes", ["No", "yes no", "yes, maybe", "yes and no"]),
+    ("120000000", ["一亿二千", "一亿零二千万零一"]),
+    ("7/2", ["3又1/3", "31/2"]),
     (r"\text{Evelyn}", ["Briana", "Eve"]),
     ("No", ["no solution", "yes"]),
     ("11:45 p.m.", ["11:45 a.m.", "11:46 p.m."]),

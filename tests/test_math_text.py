@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from r1jax.rewards.math_text import clean, final_answer, last_boxes
+from r1jax.rewards.math.text import clean, final_answer, last_boxes
 
 
 @pytest.mark.parametrize(

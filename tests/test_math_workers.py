@@ -1,107 +1,42 @@
-"""Workers that hang or crash are replaced; nothing is executed or left over."""
+"""math-verify in its worker processes: what it says, and that nothing is executed or left over."""
 
-import json
-import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-import pytest
-
-from r1jax.rewards.math import accuracies, accuracy, worker_processes
-from r1jax.rewards.workers import Reply, Workers
+from r1jax.rewards.math import accuracies
+from r1jax.rewards.math.score import pool
+from r1jax.rewards.math.verify import compared
 
 ROOT = Path(__file__).parents[1]
 SYMBOLIC = ({"answer": r"\int_0^1 x\,dx"}, r"\boxed{1/2}")  # only math-verify can tell
 
-PROGRAM = """
-import json, os, sys, time
-print(json.dumps({"ready": True}), flush=True)
-for line in sys.stdin:
-    job = json.loads(line)["job"]
-    if job == "hang": time.sleep(1000)
-    if job == "crash": os._exit(3)
-    if job == "babble": print("x" * (3 << 20), flush=True)
-    print(json.dumps({"value": job}), flush=True)
-"""
 
-
-@pytest.fixture
-def echo(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("r1jax.rewards.workers.GRACE", 0.2)
-    workers = Workers([sys.executable, "-c", PROGRAM], num_workers=2)
-    yield workers
-    workers.close()
-
-
-def test_a_worker_that_hangs_crashes_or_babbles_is_replaced_and_counted(echo: Workers):
-    assert echo.do("hang", seconds=0.05) == Reply(status="timeout")
-    assert echo.do("crash", seconds=5) == Reply(status="crash")
-    assert echo.do("babble", seconds=5) == Reply(status="crash")
-    assert echo.do(["ok", "\ud800", 1.5], seconds=5) == Reply(
-        status="done", value=["ok", "\ud800", 1.5]
-    )
-    counts = echo.counts()
-    assert (counts.done, counts.timeout, counts.crash) == (1, 1, 2)
-    assert len(echo.processes()) == 1
-
-
-def test_replies_come_in_the_order_of_the_jobs_whoever_does_them(echo: Workers):
-    jobs = [*range(40), "crash", *range(40, 60), "hang", 60]
-    replies = echo.do_all(jobs, seconds=0.2)
-    assert [reply.value for reply in replies] == [
-        job if isinstance(job, int) else None for job in jobs
-    ]
-
-
-def test_one_job_at_a_time_starts_one_process_and_no_job_starts_none(echo: Workers):
-    assert echo.do_all([], seconds=1) == [] and echo.processes() == []
-    for job in range(5):
-        echo.do(job, seconds=5)
-    assert len(echo.processes()) == 1
-
-
-def test_close_ends_every_process(echo: Workers):
-    echo.do_all(list(range(20)), seconds=5)
-    numbers = echo.processes()
-    assert numbers
-    echo.close()
-    assert echo.processes() == []
-    for number in numbers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(number, 0)
-
-
-@pytest.mark.parametrize(
-    ("program", "message"),
-    [
-        ("raise SystemExit(7)", "ended with code 7"),
-        ('print(\'{"error": "no such thing"}\', flush=True)', "cannot start: no such thing"),
-    ],
-)
-def test_a_program_that_does_not_start_is_named_in_one_line(program: str, message: str):
-    workers = Workers([sys.executable, "-c", program], num_workers=1)
-    for _ in range(2):  # the place in the pool is not lost
-        with pytest.raises(RuntimeError, match=message) as error:
-            workers.do(1, seconds=1)
-        assert "\n" not in str(error.value)
-    assert workers.processes() == []
-
-
-def test_a_pool_needs_a_worker():
-    with pytest.raises(ValueError, match="got num_workers=0"):
-        Workers(["true"], num_workers=0)
+def test_formulas_are_the_same_different_or_not_to_be_read():
+    golds, answers = ["x+x", "x", "", r"\frac{1}{2}"], ["2x", "y", "1", "@@"]
+    assert pool().map(compared, golds, answers) == ["same", "different", "unreadable", "different"]
 
 
 def test_what_a_model_wrote_is_never_executed(tmp_path: Path):
     mark = tmp_path / "executed"
+    rows, answers = [], []
     for code in (f"__import__('os').system('touch {mark}')", f"open('{mark}', 'w')"):
         for form in (code, rf"\text{{{code}}}", rf"\operatorname{{{code}}}(x) + 1", rf"${code}$"):
-            accuracy({"answer": r"\int x dx"}, rf"\boxed{{{form}}}")
-            accuracy({"answer": form}, r"\boxed{\int x dx}")
+            rows += [{"answer": r"\int x dx"}, {"answer": form}]
+            answers += [rf"\boxed{{{form}}}", r"\boxed{\int x dx}"]
+    before = pool().done
+    accuracies(rows, answers)
+    assert pool().done > before
     assert not mark.exists()
+
+
+def test_equal_answers_are_looked_at_once():
+    before = pool().done
+    row = {"answer": r"\int_0^5 x\,dx"}
+    assert accuracies([row] * 6, [r"\boxed{25/2}", r"\boxed{13}"] * 3) == [1.0, 0.0] * 3
+    assert pool().done == before + 2
 
 
 def test_several_threads_share_the_workers():
@@ -121,12 +56,12 @@ def test_several_threads_share_the_workers():
 def test_workers_end_with_their_parent_even_when_it_is_killed_while_they_work():
     code = (
         "import os, threading, time\n"
-        "from r1jax.rewards import math\n"
-        f"math.accuracy({SYMBOLIC[0]!r}, {SYMBOLIC[1]!r})\n"
+        "from r1jax.rewards.math.score import accuracy, pool\n"
+        f"accuracy({SYMBOLIC[0]!r}, {SYMBOLIC[1]!r})\n"
         "job = {'answer': '5'}, r'\\boxed{9^{9^{9^{9}}}}'\n"
-        "threading.Thread(target=math.accuracy, args=job, kwargs={'seconds': 1.0}).start()\n"
+        "threading.Thread(target=accuracy, args=job, kwargs={'seconds': 1.0}).start()\n"
         "time.sleep(0.2)\n"
-        "print(*math.worker_processes(), flush=True)\n"
+        "print(*pool().processes(), flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     run = subprocess.run(
@@ -142,9 +77,9 @@ def test_workers_end_with_their_parent_even_when_it_is_killed_while_they_work():
 def test_scoring_easy_answers_starts_no_worker_and_loads_no_sympy():
     code = (
         "import sys\n"
-        "from r1jax.rewards import math\n"
-        "assert math.accuracy({'answer': '1/2'}, r'\\boxed{\\frac12}') == 1.0\n"
-        "print(math.worker_processes(), 'sympy' in sys.modules, 'jax' in sys.modules)\n"
+        "from r1jax.rewards.math.score import accuracy, pool\n"
+        "assert accuracy({'answer': '1/2'}, r'\\boxed{\\frac12}') == 1.0\n"
+        "print(pool().processes(), 'sympy' in sys.modules, 'jax' in sys.modules)\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -152,21 +87,20 @@ def test_scoring_easy_answers_starts_no_worker_and_loads_no_sympy():
     assert run.stdout.split() == ["[]", "False", "False"]
 
 
-def test_worker_answers_are_lines_of_json():
-    command = [sys.executable, "-P", str(ROOT / "r1jax/rewards/math_worker.py")]
-    jobs = [["x+x", "2x"], ["x", "y"], ["", "1"]]
-    lines = "".join(json.dumps({"job": job, "seconds": 20}) + "\n" for job in jobs)
-    run = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
-    assert [json.loads(line) for line in run.stdout.splitlines()] == [
-        {"ready": True},
-        {"value": True},
-        {"value": False},
-        {"value": None},
-    ]
-
-
-def test_worker_processes_are_those_that_run():
-    accuracy(*SYMBOLIC)
-    assert worker_processes()
-    for number in worker_processes():
-        os.kill(number, 0)
+def test_a_forked_process_does_not_use_its_parents_workers():
+    code = (
+        "import os\n"
+        "from r1jax.rewards.math.score import accuracy, pool\n"
+        f"assert accuracy({SYMBOLIC[0]!r}, {SYMBOLIC[1]!r}) == 1.0\n"
+        "mine = pool().processes()\n"
+        "if os.fork() == 0:\n"
+        "    print('child', len(pool().processes()), flush=True)\n"
+        "    raise SystemExit\n"
+        "os.wait()\n"
+        "again = accuracy({'answer': r'\\int_0^2 x\\,dx'}, '2')\n"
+        "print('parent', pool().processes() == mine, again)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["child", "0", "parent", "True", "1.0"]

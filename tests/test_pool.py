@@ -11,7 +11,7 @@ import pytest
 
 from r1jax.rewards.countdown import accuracy
 from r1jax.rewards.format import think_answer
-from r1jax.rewards.pool import open_pool
+from r1jax.rewards.pool import Pool, open_pool
 from r1jax.rewards.weighted import Batched, score, score_many, weighted
 
 ROW = {"numbers": [7, 5, 3], "target": 9}
@@ -54,10 +54,26 @@ def rule(row, answer):
         return sorted(sys.modules)
     elif answer == "who":
         return os.getpid()
+    elif answer == "spin":
+        while True:
+            pass
+    elif answer == "wait":
+        time.sleep(0.5)
+    elif answer == "warm":
+        return warmed
     return row.get("value")
 
 def offset(row, answer, *, by):
     return len(answer) + by
+
+warmed = 0
+
+def warm():
+    global warmed
+    warmed += 1
+
+def cold():
+    raise ModuleNotFoundError("no such library")
 '''
 
 HOSTILE = ["hang", "hang in C", "hang without signals", "exit", "segfault", "kill", "recurse"]
@@ -109,6 +125,48 @@ def test_a_memory_limit_makes_a_greedy_answer_none(rules):
     with open_pool(workers=1, seconds=5, memory=2**32) as pool:
         assert pool.map(rules.rule, [{"value": 1}] * 2, ["memory", "ok"]) == [None, 1]
         assert (pool.timeouts, pool.crashes) == (0, 1)
+
+
+def test_processor_time_is_limited_apart_from_the_clock(rules):
+    pool = Pool(workers=1, seconds=60)
+    try:
+        values = pool.map(rules.rule, [{"value": 1}] * 3, ["spin", "wait", ""], cpu_seconds=0.2)
+        assert values == [None, 1, 1]
+        assert (pool.done, pool.timeouts, pool.crashes) == (2, 1, 0)
+        assert pool.map(rules.rule, [{"value": 1}] * 2, ["wait", ""], seconds=0.1) == [None, 1]
+        assert (pool.done, pool.timeouts, pool.crashes) == (3, 2, 0)
+    finally:
+        pool.close()
+
+
+def test_what_takes_long_is_done_once_however_often_a_worker_is_lost(rules):
+    pool = Pool(workers=1, seconds=5, warm=rules.warm)
+    try:
+        assert pool.map(rules.rule, [{}] * 3, ["warm", "exit", "warm"]) == [1, None, 1]
+        processes = pool.processes()
+        assert pool.map(rules.rule, [{}] * 4, ["recurse", "warm", "segfault", "warm"])[3] == 1
+        assert pool.processes() == processes
+    finally:
+        pool.close()
+
+
+def test_a_worker_that_cannot_start_is_named_in_one_line(rules):
+    pool = Pool(workers=1, seconds=5, warm=rules.cold)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^a worker cannot start: no such library$"):
+            pool.map(rules.rule, [{}], ["ok"])
+        assert pool.processes() == []
+
+
+def test_no_more_workers_are_started_than_there_are_answers(rules):
+    pool = Pool(workers=3, seconds=5)
+    try:
+        assert pool.map(rules.rule, [], []) == [] and pool.processes() == []
+        for _ in range(3):
+            pool.map(rules.rule, [{}], ["ok"])
+            assert len(pool.processes()) == 1
+    finally:
+        pool.close()
 
 
 def test_a_worker_that_died_between_two_calls_costs_no_answer(rules):
@@ -188,7 +246,7 @@ def test_what_a_rule_prints_does_not_disturb_its_value(rules):
 def test_a_worker_imports_the_rewards_and_nothing_slow(rules):
     with open_pool(workers=1) as pool:
         [modules] = pool.map(rules.rule, [{}], ["modules"])
-    assert "r1jax.rewards.pool" in modules
+    assert "r1jax.rewards.worker" in modules
     assert {"jax", "numpy", "transformers", "pytest"} & set(modules) == set()
 
 
@@ -249,6 +307,14 @@ def test_what_the_pool_gave_up_is_not_judged(rules):
     with open_pool(workers=1, seconds=5) as pool:
         got = score_many(reward, [{"value": 2.0}] * 2, ["exit", "ok"], each=pool.map)
     assert got == [(None, {}), (4.0, {"rule": 2.0, "judge": 2.0})]
+
+
+@pytest.mark.parametrize("answer", [b"<answer> 7 + 5 - 3 </answer>", None, 9])
+def test_an_answer_that_is_no_text_is_named_whatever_the_rule(answer):
+    with pytest.raises(ValueError, match=r"answer 1 must be text \(str\), got"):
+        score_many(accuracy, [ROW] * 2, [RIGHT, answer])
+    with pytest.raises(ValueError, match=r"answer 0 must be text \(str\), got"):
+        score(weighted(accuracy=(1.0, accuracy)), ROW, answer)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

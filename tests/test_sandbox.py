@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from r1jax.rewards import canary, lockdown, sandbox, values
-from r1jax.rewards.sandbox import Limits, Sandbox
+from r1jax.rewards.sandbox import canary, lockdown, start, values
+from r1jax.rewards.sandbox.programs import Limits, Sandbox, SandboxError, begin, run_program
 
 ROOT = Path(__file__).parents[1]
 SHORT = Limits(cpu_seconds=1, wall_seconds=60.0, memory_bytes=256 << 20, output_bytes=10_000)
@@ -21,7 +21,7 @@ SHORT = Limits(cpu_seconds=1, wall_seconds=60.0, memory_bytes=256 << 20, output_
 
 @pytest.fixture(scope="module")
 def box(backend: str) -> Iterator[Sandbox]:
-    with sandbox.open_sandbox(backend) as opened:
+    with start.open_sandbox(backend) as opened:
         yield opened
 
 
@@ -52,33 +52,33 @@ def box(backend: str) -> Iterator[Sandbox]:
     ],
 )
 def test_a_program_ends_with_its_status_and_output(box, source, status, stdout) -> None:
-    run = sandbox.run_program(box, source, b"2 3\n", SHORT)
+    run = run_program(box, source, b"2 3\n", SHORT)
     assert run.status == status, run
     assert stdout is None or run.stdout == stdout
 
 
 def test_the_end_of_stderr_is_kept(box) -> None:
-    run = sandbox.run_program(box, "import sys; sys.exit('x' * 5000 + 'why')", b"", SHORT)
+    run = run_program(box, "import sys; sys.exit('x' * 5000 + 'why')", b"", SHORT)
     assert len(run.detail) <= 2000 and run.detail.endswith("xwhy")
 
 
 def test_more_output_than_allowed_is_an_error(box) -> None:
-    run = sandbox.run_program(box, "print('x' * 9_000)", b"", SHORT)
+    run = run_program(box, "print('x' * 9_000)", b"", SHORT)
     assert (run.status, len(run.stdout)) == ("ok", 9_001)
-    run = sandbox.run_program(box, "print('x' * 11_000)", b"", SHORT)
+    run = run_program(box, "print('x' * 11_000)", b"", SHORT)
     assert run.status == "error" and "10000 bytes" in run.detail
 
 
 def test_processor_time_counts_all_threads_and_is_reported(box) -> None:
     source = "from threading import Thread\ndef f():\n while True: pass\n"
-    run = sandbox.run_program(box, source + "Thread(target=f).start(); f()", b"", SHORT)
+    run = run_program(box, source + "Thread(target=f).start(); f()", b"", SHORT)
     # Two threads get there in half the time; the kernel counts the limit by ticks, not exactly.
     assert run.status == "timeout" and 0.5 < run.cpu_seconds < 3
 
 
 def test_waiting_is_limited_by_the_clock(box) -> None:
     limits = Limits(wall_seconds=0.2)
-    run = sandbox.run_program(box, "import time; time.sleep(1000)", b"", limits)
+    run = run_program(box, "import time; time.sleep(1000)", b"", limits)
     assert run.status == "timeout" and run.cpu_seconds < 0.2
 
 
@@ -86,23 +86,23 @@ def test_two_runs_of_a_program_give_the_same(backend: str) -> None:
     source = "import random; print(random.random(), hash('x'), list({'a', 'b', 'c', 'd'}))"
     seen = set()
     for _ in range(2):
-        with sandbox.open_sandbox(backend) as box:
-            seen |= {sandbox.run_program(box, source, b"", SHORT).stdout for _ in range(2)}
+        with start.open_sandbox(backend) as box:
+            seen |= {run_program(box, source, b"", SHORT).stdout for _ in range(2)}
     assert len(seen) == 1
 
 
 def test_one_program_leaves_nothing_to_the_next(box) -> None:
     source = "import builtins, json; builtins.kept = json.kept = 1"
-    assert sandbox.run_program(box, source, b"", SHORT).status == "ok"
+    assert run_program(box, source, b"", SHORT).status == "ok"
     source = "import builtins, json; print(hasattr(builtins, 'kept'), hasattr(json, 'kept'))"
-    assert sandbox.run_program(box, source, b"", SHORT).stdout == b"False False\n"
+    assert run_program(box, source, b"", SHORT).stdout == b"False False\n"
 
 
 def test_a_program_starts_in_under_40_ms(box) -> None:
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
-        assert sandbox.run_program(box, "print(1)", b"", SHORT).status == "ok"
+        assert run_program(box, "print(1)", b"", SHORT).status == "ok"
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.040  # the least busy moment of a machine that others use
 
@@ -121,7 +121,7 @@ def test_a_program_that_cannot_be_confined_does_not_run(box, tmp_path) -> None:
     seen, write = os.pipe()
     files = [os.open(os.devnull, os.O_RDWR), write, os.open(os.devnull, os.O_RDWR)]
     # A limit that the kernel cannot take.
-    job = sandbox.begin(box, "program", SHORT, files, source="print(1)", file_bytes="x")  # type: ignore
+    job = begin(box, "program", SHORT, files, source="print(1)", file_bytes="x")  # type: ignore
     assert job.read(1) == b""
     assert job.end()["code"] == 1
     with open(seen, "rb") as stream:
@@ -137,8 +137,8 @@ def test_a_canary_that_gets_out_stops_the_sandbox(backend: str, monkeypatch) -> 
 
     honest = canary.bait
     monkeypatch.setattr(canary, "bait", bait)
-    with pytest.raises(sandbox.SandboxError, match=r"canary was not held: .*LEAK passwd"):
-        sandbox.start(backend)
+    with pytest.raises(SandboxError, match=r"canary was not held: .*LEAK passwd"):
+        start.start(backend)
 
 
 def test_the_canary_gets_out_where_nothing_confines_it() -> None:
@@ -153,31 +153,31 @@ def test_the_canary_gets_out_where_nothing_confines_it() -> None:
 
 def test_without_a_backend_there_is_one_line_with_the_remedy(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(sandbox.SandboxError, match="no bwrap on PATH"):
-        sandbox.start("bubblewrap")
-    monkeypatch.setattr(sandbox, "_check", lambda box: fail_with("the canary was not held"))
-    sandbox.find_backend.cache_clear()
-    with pytest.raises(sandbox.SandboxError) as caught:
-        sandbox.find_backend()
-    sandbox.find_backend.cache_clear()
+    with pytest.raises(SandboxError, match="no bwrap on PATH"):
+        start.start("bubblewrap")
+    monkeypatch.setattr(start, "_check", lambda box: fail_with("the canary was not held"))
+    start.find_backend.cache_clear()
+    with pytest.raises(SandboxError) as caught:
+        start.find_backend()
+    start.find_backend.cache_clear()
     assert "apt-get install bubblewrap" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def fail_with(text: str) -> None:
-    raise sandbox.SandboxError(text)
+    raise SandboxError(text)
 
 
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(ValueError, match="'docker'; known: bubblewrap, landlock"):
-        sandbox.start("docker")
+        start.start("docker")
 
 
 def test_a_sandbox_ends_when_its_owner_is_killed(backend: str) -> None:
     program = (
-        "import os, sys; from r1jax.rewards import sandbox\n"
-        f"box = sandbox.start({backend!r})\n"
+        "from r1jax.rewards.sandbox import programs, start\n"
+        f"box = start.start({backend!r})\n"
         "print(box.process.pid, flush=True)\n"
-        "sandbox.run_program(box, 'while True: pass', b'', sandbox.Limits())\n"
+        "programs.run_program(box, 'while True: pass', b'', programs.Limits())\n"
     )
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as owner:

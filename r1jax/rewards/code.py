@@ -33,8 +33,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from r1jax.rewards import sandbox, values
-from r1jax.rewards.sandbox import Job, Limits, Sandbox, Status
+from r1jax.rewards.sandbox import programs, start, values
+from r1jax.rewards.sandbox.programs import Job, Limits, Sandbox, Status
 
 LANGUAGES = {
     "python": ("", "python", "py", "python3"),
@@ -68,7 +68,7 @@ def accuracy(
     script fails by itself. `limits` are for each run on a stdin, or for all calls together.
 
     Raises:
-      ValueError: the row has no tests, or they are malformed.
+      ValueError: the row has no tests, or they are malformed; the answer is not a str.
       SandboxError: programs cannot be confined, or not compiled, on this machine.
     """
     verdict = judge(row, answer, limits=limits, backend=backend)
@@ -179,6 +179,8 @@ def judge(
     Raises:
       ValueError, SandboxError: as `accuracy`.
     """
+    if not isinstance(answer, str):
+        raise ValueError(f"an answer must be text (str), got {type(answer).__name__}")
     language, tests = _tests_of(row)
     total = 1 if isinstance(tests, str) else len(tests)
     source = last_code_block(answer, language)
@@ -189,7 +191,7 @@ def judge(
     if language == "python":
         program = source
     else:
-        program, run = sandbox.compile_cpp(source, _COMPILING, backend)
+        program, run = start.compile_cpp(source, _COMPILING, backend)
         if not program:
             return Verdict(status=run.status, passed=0, total=total, detail=run.detail)
     return _judge_outputs(row, tests, program, limits, backend, stop)
@@ -209,7 +211,7 @@ def _judge_outputs(
     passed, status, detail = 0, "ok", ""
     with _borrow(backend, "programs") as box:
         for test in tests:
-            run = sandbox.run_program(box, program, _bytes(test["stdin"]), limits)
+            run = programs.run_program(box, program, _bytes(test["stdin"]), limits)
             found = run.status
             if found == "ok":
                 text = run.stdout.decode(errors="replace")
@@ -261,14 +263,14 @@ def _judge_function(
     with _borrow(backend, "programs") as box, _borrow(backend, "tests") as tests_box:
         files = [_nowhere() for _ in range(3)]
         work = {"source": source, "setup": setup, "entry": entry}
-        program = sandbox.begin(box, "functions", limits, files, talk=True, **work)
+        program = programs.begin(box, "functions", limits, files, talk=True, **work)
         try:
             files = [_nowhere() for _ in range(3)]
             work = {"setup": setup, "script": script, "entry": entry, "calls": calls}
             work |= {"tolerance": _tolerance(row), "stop": stop}
             # The program's own time is up before that of its tests, which wait for it.
             patient = replace(limits, wall_seconds=2 * limits.wall_seconds)
-            tester = sandbox.begin(tests_box, "tests", patient, files, talk=True, **work)
+            tester = programs.begin(tests_box, "tests", patient, files, talk=True, **work)
             try:
                 status, passed, detail = _relay(program, tester)
             finally:
@@ -298,7 +300,7 @@ def _relay(program: Job, tester: Job) -> tuple[Status, int, str]:
             status, passed, detail = values.decode(frame[1:])
             return status, passed, detail
         if frame[:1] != b"c":
-            status, detail = sandbox.status_of(tester.end(kill=True), "", tester.limits)
+            status, detail = programs.status_of(tester.end(kill=True), "", tester.limits)
             detail = f"the tests end without a verdict: {detail}"
             if not answered:
                 return "sandbox_error", 0, detail
@@ -312,7 +314,7 @@ def _relay(program: Job, tester: Job) -> tuple[Status, int, str]:
 
 def _failed(program: Job, frame: bytes) -> tuple[Status, int, str]:
     """What ended a program that gave no answer, but perhaps an exception: (status, 0, detail)."""
-    status, detail = sandbox.status_of(program.end(kill=True), "", program.limits)
+    status, detail = programs.status_of(program.end(kill=True), "", program.limits)
     if program.flooded:
         return "error", 0, f"a value of more than {program.limits.output_bytes} bytes"
     if frame:
@@ -388,14 +390,14 @@ _idle: dict[tuple[int, str, str], list[Sandbox]] = {}
 @contextmanager
 def _borrow(backend: str | None, role: str) -> Iterator[Sandbox]:
     """A sandbox for one caller at a time; started if none is idle, kept for the next one."""
-    key = os.getpid(), backend or sandbox.find_backend(), role
+    key = os.getpid(), backend or start.find_backend(), role
     idle, box = _idle.setdefault(key, []), None
     while idle and box is None:
         box = idle.pop()
         if box.process.poll() is not None:  # somebody killed it
             box.close()
             box = None
-    box = box or sandbox.start(key[1])
+    box = box or start.start(key[1])
     try:
         yield box
     except BaseException:

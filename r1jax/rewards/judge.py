@@ -1,8 +1,8 @@
 """Rewards given by a language model that reads the answers.
 
 The model is a function `complete(prompts) -> replies`: `r1jax.rewards.endpoint.ask` for one behind
-an address, or any other, such as one that samples from a local model. A prompt is a list of
-messages {"role", "content"}; a reply is a text, or None where there was none.
+an address, `r1jax.local.ask` for one on this machine's devices, or any other. A prompt is a list
+of messages {"role", "content"}; a reply is a text, or None where there was none.
 
     helpful = Batched(partial(pointwise, rubric=HELPFUL, complete=partial(ask, endpoint=judge)))
 """

@@ -88,8 +88,9 @@ def score(reward: Reward, row: Row, answer: str) -> tuple[float | None, dict[str
     The reward is None if it could not be judged.
 
     Raises:
-      ValueError: the reward, or a part of it, is not a finite number.
+      ValueError: the reward, or a part of it, is not a finite number; or the answer is no text.
     """
+    _check_text([answer])
     if isinstance(reward, Weighted):
         parts = reward.parts(row, answer)
         return reward.total(parts), parts
@@ -117,9 +118,10 @@ def score_many(
     gives up on (None in the place of a value) is a reward of None without parts.
 
     Raises:
-      ValueError: a reward, or a part of it, is not a finite number; or a `Batched` reward gives
-        another number of values than there are answers.
+      ValueError: a reward, or a part of it, is not a finite number; a `Batched` reward gives
+        another number of values than there are answers; or an answer is no text.
     """
+    _check_text(answers)
     whole = not isinstance(reward, Weighted)
     terms = {"reward": (1.0, reward)} if whole else dict(reward.terms)
     batched = {name: term for name, (_, term) in terms.items() if isinstance(term, Batched)}
@@ -154,6 +156,12 @@ def _weight(name: str, weight: Number) -> float:
     if isinstance(weight, Schedule):
         raise ValueError(f"the weight of {name} is a schedule: resolve it for a step first")
     return weight
+
+
+def _check_text(answers: Sequence[str]) -> None:
+    for place, answer in enumerate(answers):
+        if not isinstance(answer, str):
+            raise ValueError(f"answer {place} must be text (str), got {type(answer).__name__}")
 
 
 def _number(name: str, value: float | None) -> float | None:

@@ -1,15 +1,15 @@
 r"""Reads an answer as what it is: a number with its unit, a tuple, an interval, a set, a matrix...
 
 An answer can have several readings: `1,234` is a number and a list, `5 m` has a unit or a
-variable, `E` is a choice or a name. `r1jax.rewards.math_compare` tries them all.
+variable, `E` is a choice or a name. `r1jax.rewards.math.compare` tries them all.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from r1jax.rewards import math_units as units
-from r1jax.rewards.math_expressions import (
+from r1jax.rewards.math import units
+from r1jax.rewards.math.expressions import (
     INFINITY,
     Node,
     Unreadable,
@@ -17,7 +17,7 @@ from r1jax.rewards.math_expressions import (
     parse,
     parse_number,
 )
-from r1jax.rewards.math_text import matching
+from r1jax.rewards.math.text import matching
 
 MAX_ITEMS = 64
 MAX_DEPTH = 6  # of tuples in sets in lists

@@ -35,7 +35,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from r1jax.rewards import lockdown, values
+from r1jax.rewards.sandbox import lockdown, values
 
 # Loaded before any program: what they commonly import.
 _COMMON = """

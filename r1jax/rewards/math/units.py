@@ -142,12 +142,13 @@ def scaled(unit: str) -> tuple[str, int]:
 
 
 def number_in_words(text: str) -> Fraction | None:
-    """`twenty-one`, `three hundred and five`, `三十二`, `三分之一`; None if it is not one.
+    """`twenty-one`, `three hundred and five`, `负三十二`, `三分之一`; None if it is not one.
 
     A word that follows is taken for a unit: `twelve apples`.
     """
-    if re.fullmatch(r"[零一二三四五六七八九十百千万亿两分之\s]+[\u4e00-\u9fff]?", text):
-        return _chinese(text.strip())
+    if re.fullmatch(r"负?[零一二三四五六七八九十百千万亿两分之又\s]+[\u4e00-\u9fff]?", text):
+        size = _chinese(text.removeprefix("负").strip())
+        return -size if size is not None and text[0] == "负" else size
     words = [word for word in re.split(r"[\s-]+", text.lower()) if word != "and"]
     total = part = count = 0
     for word in words:
@@ -166,6 +167,12 @@ def number_in_words(text: str) -> Fraction | None:
 
 
 def _chinese(text: str) -> Fraction | None:
+    if not text:
+        return None
+    whole, mixed, rest = text.partition("又")
+    if mixed:
+        values = _chinese(whole), _chinese(rest)
+        return values[0] + values[1] if None not in values else None  # type: ignore[operator]
     bottom, of, top = text.partition("分之")
     if of:
         values = _chinese(top), _chinese(bottom)
@@ -176,8 +183,10 @@ def _chinese(text: str) -> Fraction | None:
             digit = _CHINESE_DIGITS[sign]
         elif sign in _CHINESE_TENS:
             part, digit = part + (digit or 1) * _CHINESE_TENS[sign], 0
-        elif sign in _CHINESE_LARGE:
+        elif sign == "亿":  # of all before it, as 万亿 is
             total, part, digit = (total + part + digit) * _CHINESE_LARGE[sign], 0, 0
+        elif sign == "万":
+            total, part, digit = total + (part + digit) * _CHINESE_LARGE[sign], 0, 0
         elif place == len(text) - 1 and place > 0:
             break  # a unit
         else:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from fractions import Fraction
 
-from r1jax.rewards import math_units as units
-from r1jax.rewards.math_expressions import Node, Unreadable, number, parse
-from r1jax.rewards.math_forms import (
+from r1jax.rewards.math import units
+from r1jax.rewards.math.expressions import Node, Unreadable, number, parse
+from r1jax.rewards.math.forms import (
     Base,
     Choice,
     Collection,
@@ -18,9 +18,9 @@ from r1jax.rewards.math_forms import (
     Value,
     Words,
 )
-from r1jax.rewards.math_values import equal, names, proportional, rounds_to
+from r1jax.rewards.math.values import equal, names, proportional, rounds_to
 
-_NEGATIONS = {"or", "nor", "not", "but", "and", "neither"}
+_NEGATIONS = {"or", "nor", "not", "but", "and", "neither", "no", "yes", "maybe"}
 
 
 def same(gold: Readings, answer: Readings) -> bool | None:

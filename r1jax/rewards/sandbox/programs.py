@@ -1,52 +1,25 @@
-"""Runs untrusted programs on Linux, confined; refuses where it cannot confine them.
-
-`open_sandbox` starts a sandbox: one process (`inside`) that forks a child for each program. Two
-backends, and in both the child is also under a filter of system calls and limits (`lockdown`):
-
-  bubblewrap  namespaces of its own for files, processes, network and the rest; of the machine's
-              files it sees /usr and the Python that runs it, read-only
-  landlock    the same files by landlock rules, for containers that forbid user namespaces
-
-Programs may not write any file nor start any process; they may start threads. Before a sandbox is
-handed out, a canary program has tried in it what must fail. There is no third backend: a machine
-with neither gets `SandboxError`, in one line that says what to install.
-
-Not defended against: errors in the kernel itself, and timing channels.
-"""
+"""Runs programs in a sandbox that has been started, and says how they ended."""
 
 import fcntl
 import json
 import marshal
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from r1jax.rewards import canary
-
 Status = Literal["ok", "wrong", "timeout", "memory", "error", "sandbox_error"]
-BACKENDS = ("bubblewrap", "landlock")
 
-_ROOT = Path(__file__).parents[2]
 _LENGTH = struct.Struct("!I")
-_PROGRAM_BYTES = 64 << 20
 _KEPT_STDERR = 2000
 _GRACE = 40.0  # a sandbox later than this with its own deadline is given up: it has hung
-_START_SECONDS = 60.0
-_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
 class SandboxError(RuntimeError):
@@ -83,7 +56,7 @@ class Run:
 
 @dataclass(kw_only=True)
 class Sandbox:
-    """A running sandbox: one program at a time. Made by `open_sandbox`, ended by `close`."""
+    """A running sandbox: one program at a time. Made by `start`, ended by `close`."""
 
     backend: str
     process: subprocess.Popen
@@ -99,157 +72,6 @@ class Sandbox:
         self.process.wait()
         if self.process.stderr:
             self.process.stderr.close()
-
-
-# --------------------------------------------------------------------------- starting a sandbox
-
-
-@contextmanager
-def open_sandbox(backend: str | None = None, *, scratch: Path | None = None) -> Iterator[Sandbox]:
-    """A sandbox of its own, closed at the end; `scratch` is a folder its compiler may write in.
-
-    Raises:
-      SandboxError: `backend` (by default, each) does not work here.
-    """
-    sandbox = start(backend or find_backend(), scratch)
-    try:
-        yield sandbox
-    finally:
-        sandbox.close()
-
-
-@cache
-def find_backend() -> str:
-    """The first of `BACKENDS` in which the canary finds nothing that it should not.
-
-    Raises:
-      SandboxError: there is none.
-    """
-    problems = []
-    for backend in BACKENDS:
-        try:
-            start(backend).close()
-        except SandboxError as error:
-            problems.append(f"{backend}: {error}")
-        else:
-            return backend
-    raise SandboxError(
-        "programs cannot be confined on this machine, so none is run: install bubblewrap"
-        " (apt-get install bubblewrap) or use a kernel with landlock (Linux 5.13 or newer) and"
-        f" seccomp. {'; '.join(problems)}"
-    )
-
-
-def start(backend: str, scratch: Path | None = None) -> Sandbox:
-    """A sandbox that holds the canary; the caller closes it.
-
-    Raises:
-      ValueError: no such backend.
-      SandboxError: it does not work here.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown sandbox backend {backend!r}; known: {', '.join(BACKENDS)}")
-    if not sys.platform.startswith("linux"):
-        raise SandboxError(f"the sandbox needs Linux, this is {sys.platform}")
-    python = os.path.realpath(sys.executable)
-    readable = [path for path in _SYSTEM if os.path.exists(path)]
-    base = os.path.realpath(sys.base_prefix)
-    readable += [] if Path(base).is_relative_to("/usr") else [base]
-    around = _bubblewrap(readable, scratch) if backend == "bubblewrap" else []
-    settings = {
-        "hidden": [str(_ROOT)],
-        "keep_reading": backend == "landlock" and not _public(Path(python)),
-    }
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    code = (
-        f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from r1jax.rewards import inside;"
-        f" inside.main({theirs.fileno()})"
-    )
-    with theirs:
-        process = subprocess.Popen(
-            [*around, python, "-P", "-S", "-s", "-B", "-c", code, json.dumps(settings)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
-            pass_fds=[theirs.fileno()],
-            cwd="/",
-            start_new_session=True,
-        )
-    sandbox = Sandbox(
-        backend=backend,
-        process=process,
-        control=ours,
-        readable=[*readable, *_DEVICES],
-        scratch=scratch,
-    )
-    try:
-        _say_hello(sandbox)
-        _check(sandbox)
-    except BaseException:
-        sandbox.close()
-        raise
-    return sandbox
-
-
-def _say_hello(sandbox: Sandbox) -> None:
-    if _receive(sandbox, _START_SECONDS) != b"hello":
-        sandbox.control.close()
-        os.killpg(sandbox.process.pid, signal.SIGKILL)
-        said = sandbox.process.stderr.read() if sandbox.process.stderr else b""
-        lines = said.decode(errors="replace").strip().splitlines() or ["no answer from it"]
-        raise SandboxError(f"does not start: {lines[-1][:300]}")
-
-
-def _check(sandbox: Sandbox) -> None:
-    with canary.bait() as (source, expected):
-        run = run_program(sandbox, source, b"canary", Limits())
-    if run.status != "ok" or run.stdout != expected:
-        found = run.stdout.decode(errors="replace").strip().splitlines()
-        raise SandboxError(f"the canary was not held: {', '.join(found)} {run.detail}"[:400])
-
-
-def _bubblewrap(readable: list[str], scratch: Path | None) -> list[str]:
-    """The command that puts what follows it into namespaces of its own."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        raise SandboxError("not installed (no bwrap on PATH)")
-    options = [bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    options += ["--unshare-cgroup-try", "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
-    options += ["--setenv", "LC_ALL", "C.UTF-8", "--hostname", "sandbox", "--cap-drop", "ALL"]
-    if os.geteuid() == 0:
-        # Root needs no user namespace: `inside` becomes user 65534, on whom limits on the number
-        # of threads act; within a user namespace root's stay off.
-        options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        options += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
-    made: set[Path] = set()
-    package = str(Path(__file__).parent)
-    for path in [*readable, package]:
-        for parent in reversed(Path(path).parents[:-1]):
-            if parent not in made and not any(parent.is_relative_to(each) for each in readable):
-                options += ["--perms", "0755", "--dir", str(parent)]
-                made.add(parent)
-        if os.path.islink(path):
-            options += ["--symlink", os.readlink(path), path]
-        else:
-            options += ["--ro-bind", path, path]
-    for device in _DEVICES:
-        options += ["--dev-bind", device, device]
-    if scratch is not None:
-        options += ["--perms", "0755", "--dir", str(scratch.parent)]
-        options += ["--bind", str(scratch), str(scratch)]
-    return [*options, "--remount-ro", "/", "--chdir", "/"]
-
-
-def _public(path: Path) -> bool:
-    """Whether any user may read the file, and enter the folders above it."""
-    return all(each.stat().st_mode & 0o001 for each in path.parents) and bool(
-        path.stat().st_mode & 0o004
-    )
-
-
-# ------------------------------------------------------------------------------ running programs
 
 
 @dataclass(kw_only=True)
@@ -302,7 +124,7 @@ class Job:
         if kill:
             with suppress(OSError):
                 self.sandbox.control.send(b"kill")
-        reply = _receive(self.sandbox, self.limits.wall_seconds + _GRACE)
+        reply = receive(self.sandbox, self.limits.wall_seconds + _GRACE)
         _close(self.word)
         self.word = self.extra = -1
         # A sandbox that is lost under a program counts against it: it may have done that.
@@ -368,37 +190,11 @@ def run_program(sandbox: Sandbox, program: str | bytes, stdin: bytes, limits: Li
     "ok" is an exit with status 0; "error" any other, also more output than allowed.
     """
     if isinstance(program, bytes):
-        return _watch(sandbox, "binary", limits, stdin, program=program)
-    return _watch(sandbox, "program", limits, stdin, source=program)
+        return watch(sandbox, "binary", limits, stdin, program=program)
+    return watch(sandbox, "program", limits, stdin, source=program)
 
 
-def compile_cpp(source: str, limits: Limits, backend: str | None = None) -> tuple[bytes, Run]:
-    """The program that g++ makes of a C++ source, and how g++ ended: b"" unless that is "ok".
-
-    g++ runs confined too: a source can include any file that it may read, or never end.
-
-    Raises:
-      SandboxError: there is no g++ on PATH, or no sandbox.
-    """
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise SandboxError("C++ programs need a compiler: install g++ (apt-get install g++)")
-    command = [os.path.realpath(compiler), "-O2", "-std=gnu++17", "-x", "c++", "-o", "program", "-"]
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o777)  # the compiler may run as another user
-        with open_sandbox(backend, scratch=Path(folder)) as sandbox:
-            stdin = source.encode(errors="replace")
-            run = _watch(
-                sandbox, "compile", limits, stdin, file_bytes=_PROGRAM_BYTES, command=command
-            )
-        if run.status != "ok":
-            return b"", run
-        file = os.open(Path(folder, "program"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(file, "rb") as stream:
-            return stream.read(_PROGRAM_BYTES), run
-
-
-def _watch(
+def watch(
     sandbox: Sandbox, part: str, limits: Limits, stdin: bytes, *, file_bytes: int = 0, **work: Any
 ) -> Run:
     """Starts a child, collects its output and waits for its end."""
@@ -487,7 +283,7 @@ def _threads_of(user: int) -> int:
     return count
 
 
-def _receive(sandbox: Sandbox, seconds: float) -> bytes:
+def receive(sandbox: Sandbox, seconds: float) -> bytes:
     """The sandbox's next message; b"" if there is none in time, or never will be."""
     poll = select.poll()
     poll.register(sandbox.control.fileno(), select.POLLIN)

@@ -1,7 +1,7 @@
 r"""Scores answers to mathematical problems against a gold answer, in LaTeX or plain text.
 
 Most answers are decided here in well under a millisecond, by exact arithmetic and by values at
-points (`math_forms`, `math_compare`). What cannot be told so goes to math-verify, which may hang
+points (`forms`, `compare`). What cannot be told so goes to math-verify (`verify`), which may hang
 or eat all memory, and therefore runs in worker processes that are killed at a deadline.
 """
 
@@ -9,19 +9,18 @@ import atexit
 import math
 import os
 import re
-import sys
-import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
-from r1jax.rewards import math_compare, math_forms
-from r1jax.rewards.math_text import clean, final_answer
-from r1jax.rewards.workers import Counts, Reply, Workers
+from r1jax.rewards.math import compare, forms, verify
+from r1jax.rewards.math.text import clean, final_answer
+from r1jax.rewards.pool import Pool
 
 SECONDS = 3.0  # of processor time, for math-verify and one answer; most take a tenth of one
+WALL = 8.0  # times `seconds` by the clock: on a crowded machine they are many more
+MEMORY = 2 << 30  # bytes of address space of a process that runs math-verify
 NUM_WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 # A longer answer is right only if it is the gold answer's text.
@@ -37,7 +36,7 @@ _ENDLESS = re.compile(
 def accuracy(row: Mapping[str, Any], answer: str, *, seconds: float = SECONDS) -> float | None:
     r"""1.0 if the answer says the same as `row["answer"]`, else 0.0.
 
-    What the answer says is found by `r1jax.rewards.math_text.final_answer`. The gold answer is a
+    What the answer says is found by `r1jax.rewards.math.text.final_answer`. The gold answer is a
     text or a number; a whole solution that ends in `\boxed{}` or `#### 18` counts as what it ends
     in. The same are:
       - numbers of one value: `0.5`, `1/2`, `\frac{1}{2}`, `50\%`, `5 \times 10^{-1}`, `1{,}000`
@@ -75,8 +74,8 @@ def accuracies(
     if len(rows) != len(answers):
         raise ValueError(f"need a row for each answer, got {len(rows)} and {len(answers)}")
     found: list[float | None] = []
-    waiting: list[tuple[int, str, str]] = []
-    for row, answer in zip(rows, answers, strict=True):
+    waiting: dict[tuple[str, str], list[int]] = {}  # equal answers are looked at once
+    for place, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         if not isinstance(answer, str):
             raise ValueError(f"an answer must be text (str), got {type(answer).__name__}")
         gold, text = gold_answer(row), final_answer(answer)
@@ -84,19 +83,17 @@ def accuracies(
         if verdict is None and text is not None:
             cleaned = clean(text)
             if len(cleaned) <= MAX_LENGTH and not _ENDLESS.search(cleaned):
-                waiting.append((len(found), clean(gold), cleaned))
+                waiting.setdefault((clean(gold), cleaned), []).append(place)
         found.append(float(verdict or False))
-    jobs = [[gold, answer] for _, gold, answer in waiting]
-    if jobs:
-        replies = _workers().do_all(jobs, seconds=seconds)
-        for (place, gold, _), reply in zip(waiting, replies, strict=True):
-            found[place] = _score(gold, reply)
+    if waiting:
+        golds, texts = zip(*waiting, strict=True)
+        limits = {"seconds": WALL * seconds, "cpu_seconds": seconds}
+        verdicts = pool().map(verify.compared, golds, texts, **limits)
+        for (gold, _), places, verdict in zip(waiting, waiting.values(), verdicts, strict=True):
+            unreadable = verdict == "unreadable" and not _readings(gold)
+            for place in places:
+                found[place] = None if unreadable else float(verdict == "same")
     return found
-
-
-def _score(gold: str, reply: Reply) -> float | None:
-    unreadable = reply.status == "done" and reply.value is None and not _readings(gold)
-    return None if unreadable else float(reply.value or False)
 
 
 def gold_answer(row: Mapping[str, Any]) -> str:
@@ -133,15 +130,15 @@ def decide(gold: str, answer: str) -> bool | None:
         return False
     if _squeezed(gold) == _squeezed(answer):
         return True
-    readings = math_forms.read(answer)
+    readings = forms.read(answer)
     if not readings and not re.search(r"[^\W\d_]", answer):
         return False  # broken numbers and brackets, which math-verify would guess at
-    return math_compare.same(_readings(gold), readings)
+    return compare.same(_readings(gold), readings)
 
 
 @lru_cache(maxsize=4096)
-def _readings(gold: str) -> math_forms.Readings:
-    return math_forms.read(gold)
+def _readings(gold: str) -> forms.Readings:
+    return forms.read(gold)
 
 
 def _squeezed(text: str) -> str:
@@ -149,29 +146,15 @@ def _squeezed(text: str) -> str:
     return re.sub(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])", "", text)
 
 
-# --------------------------------------------------------------------------- workers
+@cache
+def pool() -> Pool:
+    """The workers of this process that run math-verify. None is started before it is needed."""
+    made = Pool(workers=NUM_WORKERS, seconds=SECONDS, memory=MEMORY, warm=verify.warm)
 
-_lock = threading.Lock()
-_started: dict[int, Workers] = {}  # by process id: a forked child does not use its parent's
+    def leave_to_parent() -> None:
+        atexit.unregister(made.close)
+        pool.cache_clear()
 
-
-def _workers() -> Workers:
-    with _lock:
-        if os.getpid() not in _started:
-            # By its path and with -P: this folder has a math.py, which is not Python's.
-            command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py"))]
-            env = {**os.environ, "SYMPY_GROUND_TYPES": "python"}  # gmpy2 cannot be interrupted
-            workers = Workers(command, num_workers=NUM_WORKERS, env=env)
-            _started[os.getpid()] = workers
-            atexit.register(workers.close)
-        return _started[os.getpid()]
-
-
-def worker_counts() -> Counts:
-    """How many answers math-verify was given since the start, by what came of them."""
-    return _started[os.getpid()].counts() if os.getpid() in _started else Counts()
-
-
-def worker_processes() -> list[int]:
-    """Process ids of the workers that run now; each is used for many answers."""
-    return _started[os.getpid()].processes() if os.getpid() in _started else []
+    atexit.register(made.close)
+    os.register_at_fork(after_in_child=leave_to_parent)
+    return made

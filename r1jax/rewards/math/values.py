@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping
 from fractions import Fraction
 
-from r1jax.rewards.math_expressions import INFINITY, Node
+from r1jax.rewards.math.expressions import INFINITY, Node
 
 MAX_BITS = 40_000  # of an exact power
 MAX_FACTORIAL = 2_000

@@ -64,7 +64,7 @@ _STARTS_FACTOR = {"(", "[", "{", "\\frac", "\\sqrt", "\\binom", "\\lfloor", "\\l
 
 
 def parse(text: str) -> Node:
-    """The formula in a text that `r1jax.rewards.math_text.clean` has written.
+    """The formula in a text that `r1jax.rewards.math.text.clean` has written.
 
     Raises:
       Unreadable: it is none, or beyond the bounds at the head of this module.
