@@ -40,9 +40,11 @@ Answers = Callable[[Sequence[str], int], Iterator[list[Answer]]]
 # --------------------------------------------------------------------------- the command line
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which weights to load and how to sample from them."""
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a run's folder")
+def arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds what says which weights to load and how to sample from them. Without `required` the
+    run's folder may be missing: None."""
+    nargs = None if required else "?"
+    parser.add_argument("folder", type=Path, nargs=nargs, metavar="RUN", help="a run's folder")
     parser.add_argument(
         "--checkpoint",
         type=which,

@@ -1,5 +1,6 @@
 """A run that a test can make in seconds. Random weights are right about half of the time."""
 
+from dataclasses import replace
 from functools import partial
 
 from r1jax.algos.advantages import grpo
@@ -23,6 +24,21 @@ def last_word(row, answer):
 
 def observe(row, answer):
     return {"words": float(len(answer.split()))}
+
+
+def ascii_tokenizer():
+    """A token for each printable character of ASCII and for the line break."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<pad>", "<eos>", "<unk>", "\n", *map(chr, range(32, 127))]
+    vocabulary = {letter: i for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
 
 
 def config() -> Run:
@@ -66,3 +82,8 @@ def config() -> Run:
             ),
         ),
     )
+
+
+def ascii() -> Run:
+    """The same with a tokenizer that reads English."""
+    return replace(config(), tokenizer=ascii_tokenizer)

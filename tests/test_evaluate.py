@@ -14,8 +14,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from r1jax import config, evaluate, metrics, sharding
-from r1jax.evaluate import Estimate, Judged, majority_at_k, measure, pass_at_k
+from r1jax import config, metrics, sharding
+from r1jax.evaluate import __main__ as evaluate
+from r1jax.evaluate.estimators import best_at_k, majority_at_k, pass_at_k, weighted_at_k
+from r1jax.evaluate.judging import Estimate, Judged, math_votes, measure, verdicts
 from r1jax.loops import rl
 from r1jax.loops.run import Context, Scorer
 from r1jax.models import decoder
@@ -89,8 +91,96 @@ def test_estimates_for_more_answers_than_there_are_are_refused(k: int):
         majority_at_k(["a", "b", "c"], [1, 0, 0], k)
 
 
-def judged(accuracy: float | None, vote: str | None = None) -> Judged:
-    return Judged(answer="", length=1, finished=True, accuracy=accuracy, vote=vote, observed={})
+@pytest.mark.parametrize("seed", range(8))
+def test_best_at_k_is_the_mean_over_all_sets_of_k_and_over_ties_at_their_top(seed: int):
+    rng = random.Random(seed)
+    n = rng.randint(1, 7)
+    scores = [rng.choice([-1.5, 0.0, 0.25, 2.0]) for _ in range(n)]
+    right = [rng.choice([0.0, 1.0]) for _ in range(n)]
+    for k in range(1, n + 1):
+        total = Fraction(0)
+        for chosen in combinations(range(n), k):
+            top = max(scores[i] for i in chosen)
+            tied = [int(right[i]) for i in chosen if scores[i] == top]
+            total += Fraction(sum(tied), len(tied))
+        assert best_at_k(scores, right, k) == pytest.approx(float(total / comb(n, k)), abs=1e-15)
+
+
+def test_weighted_at_k_elects_the_heaviest_vote_of_each_block_of_k_answers():
+    votes, right = ["a", "b", "b", "a", "a", None, "c"], [1, 0, 0, 1, 1, 0, 0]
+    weights = [0.5, 0.2, 0.2, 0.1, 0.1, 9.0, 9.0]
+    # a: 0.5 against b: 0.4; then a: 0.2 against an abstention; the seventh answer is left over.
+    assert weighted_at_k(votes, weights, right, 3) == 1.0
+    assert weighted_at_k(votes, [0.3, *weights[1:]], right, 3) == 0.5
+    # With equal weights it is the majority, and a tie is shared, however the sums are rounded.
+    assert weighted_at_k(["a", "b"] * 3, [0.1, 0.3, 0.2, 0.2, 0.3, 0.1], [1, 0] * 3, 6) == 0.5
+    assert weighted_at_k([None, None], [1, 1], [0, 0], 2) == 0
+    assert weighted_at_k(["a", "a"], [0, 0], [1, 1], 2) == 0
+
+
+def test_scores_that_cannot_be_used_are_refused():
+    with pytest.raises(ValueError, match="2 scores, 1 verdicts, k=1"):
+        best_at_k([1.0, 2.0], [1.0], 1)
+    with pytest.raises(ValueError, match="a score must be a number"):
+        best_at_k([float("nan")], [1.0], 1)
+    with pytest.raises(ValueError, match=r"weight must be finite and >= 0, got -0\.5"):
+        weighted_at_k(["a"], [-0.5], [1.0], 1)
+    with pytest.raises(ValueError, match="1 votes, 1 weights, 1 verdicts, k=2"):
+        weighted_at_k(["a"], [0.5], [1.0], 2)
+
+
+# --------------------------------------------------------------------------- votes and verdicts
+
+
+def grouped(*finals: str) -> list[set[str]]:
+    """Which final answers vote together."""
+    groups: dict = {}
+    votes = math_votes([f"So \\boxed{{{text}}}." for text in finals])
+    for text, vote in zip(finals, votes, strict=True):
+        groups.setdefault(vote, set()).add(text)
+    return sorted(groups.values(), key=sorted)
+
+
+def test_answers_that_the_verifier_takes_for_the_same_are_one_vote():
+    assert grouped("0.5", "1/2", "\\frac{1}{2}", "\\frac12", "5") == [
+        {"0.5", "1/2", "\\frac{1}{2}", "\\frac12"},
+        {"5"},
+    ]
+    assert grouped("18", "\\$18", "18 dollars", "18.00") == [{"18", "\\$18", "18 dollars", "18.00"}]
+    assert grouped("(a+b)^2", "a^2+2ab+b^2", "a^2+b^2") == [
+        {"(a+b)^2", "a^2+2ab+b^2"},
+        {"a^2+b^2"},
+    ]
+    assert grouped("B", "\\text{(B)}", "C") == [{"B", "\\text{(B)}"}, {"C"}]
+
+
+def test_groups_do_not_depend_on_the_order_of_the_answers_and_silence_abstains():
+    answers = ["\\boxed{12\\%}", "\\boxed{12}", "\\boxed{0.12}", "\\boxed{12}", "no\nanswer"]
+    votes = dict(zip(answers, math_votes(answers), strict=True))
+    # 12% is the same as 12 and as 0.12, which differ: it goes with the one that is more frequent.
+    assert votes["\\boxed{12\\%}"] == votes["\\boxed{12}"] == "12"
+    assert votes["\\boxed{0.12}"] == "0.12" and votes["no\nanswer"] is None
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(answers, len(answers))
+        assert dict(zip(shuffled, math_votes(shuffled), strict=True)) == votes
+
+
+def test_each_answer_is_judged_by_the_verifier_of_its_own_row():
+    words = {"verifier": "math", "answer": "18"}
+    other = {"verifier": "math", "answer": "\\frac12"}
+    made = {"verifier": "countdown", "numbers": [7, 5, 3], "target": 9}
+    rows = [words, made, other, words, words, made]
+    answers = ["#### 18", "<answer> 7 + 5 - 3 </answer>", "0.5", "0.5", "#### 18", "18"]
+    assert verdicts(rows, answers) == [1.0, 1.0, 1.0, 0.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="verifier"):
+        verdicts([{"answer": "1"}], ["1"])
+
+
+# --------------------------------------------------------------------------- over many problems
+
+
+def judged(accuracy: float | None, vote: str | None = None, score: float | None = None) -> Judged:
+    return Judged(answer="", length=1, finished=True, accuracy=accuracy, vote=vote, score=score)
 
 
 def test_measures_are_means_over_problems_with_an_interval_over_problems():
@@ -102,6 +192,18 @@ def test_measures_are_means_over_problems_with_an_interval_over_problems():
         "pass@2": Estimate(0.5, 0.0, 1.0, 2),
         "maj@2": Estimate(0.25, low, high, 2),
     }
+
+
+def test_scores_add_the_best_and_the_weighted_vote():
+    problems = [[judged(1.0, "a", 0.6), judged(0.0, "b", 0.2), judged(0.0, "b", 0.3)]]
+    found = {name: estimate.mean for name, estimate in measure(problems, [1, 3]).items()}
+    assert found == pytest.approx(
+        {"pass@1": 1 / 3, "pass@3": 1, "maj@3": 0, "best@3": 1, "weighted@3": 1}
+    )
+    negative = [[judged(1.0, "a", -0.6), judged(0.0, "b", -2.0)]]
+    assert list(measure(negative, [2])) == ["pass@2", "maj@2", "best@2"]
+    some = [[judged(1.0, "a", 0.6), judged(0.0, "b")]]
+    assert list(measure(some, [2])) == ["pass@2", "maj@2"]
 
 
 def test_without_votes_there_is_no_majority_to_measure():
@@ -261,6 +363,119 @@ def test_a_damaged_checkpoint_and_a_run_without_one_are_one_line(small_run: Path
     assert "checkpoint 3 in" in (err := refused(capsys, copy)) and "is damaged" in err
     shutil.rmtree(copy / "checkpoints")
     assert "has no checkpoint yet" in refused(capsys, copy)
+
+
+# --------------------------------------------------------------------------- published sets
+
+
+def test_a_published_set_is_asked_in_its_own_words(small_run: Path, tmp_path, capsys):
+    run = tmp_path / "english"
+    shutil.copytree(small_run, run)
+    origin = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(origin | {"variant": "ascii"}))
+    data = tmp_path / "mine.test.jsonl"
+    rows = [{"question": f"{i} + {i}?", "answer": f"add\n#### {2 * i}"} for i in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [run, "--dataset", "gsm8k", "--data", data, "--samples", 2, "--prefill", "So "]
+    evaluate.main([str(each) for each in asked])
+    assert f"3 problems of {data}, 2 answers each" in capsys.readouterr().out
+    kept = lines(run / "evaluations" / "rl-3-mine-3x2-t1.jsonl")
+    boxed = "Please reason step by step, and put your final answer within \\boxed{}."
+    assert (
+        kept[2]["prompt"] == f"1 + 1?\n\n{boxed}\nSo "
+        and kept[2]["row"]["answer"] == rows[1]["answer"]
+    )
+    assert all(each["answer"].startswith("So ") and each["accuracy"] == 0.0 for each in kept)
+    summary = json.loads((run / "evaluations" / "rl-3-mine-3x2-t1.json").read_text())
+    assert summary["task"] == "gsm8k" and summary["pass@1"]["problems"] == 3
+
+    assert "--dataset gsm8k needs its file" in refused(capsys, run, "--dataset", "gsm8k")
+    data.write_text('{"q": "1 + 1?", "a": "2"}\n')
+    err = refused(capsys, *asked)
+    assert (
+        f"{data} is no file of gsm8k: record 1 needs columns question, answer; it has q, a" in err
+    )
+    assert "needs a tokenizer with a chat template" in refused(
+        capsys, run, "--dataset", "svamp", "--data", svamp(tmp_path), "--template", "chat"
+    )
+    assert "are for a --dataset" in refused(capsys, run, "--direct")
+
+
+def svamp(folder: Path) -> Path:
+    path = folder / "svamp.jsonl"
+    path.write_text('{"Body": "I have 2.", "Question": "How many?", "Answer": 2.0}\n')
+    return path
+
+
+# --------------------------------------------------------------------------- answers of a file
+
+
+def answers_file(folder: Path, *records: dict) -> Path:
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_answers_of_a_file_are_scored_without_jax(tmp_path: Path):
+    file = answers_file(
+        tmp_path,
+        # Two ways to write the right answer outvote the wrong one; the wrong one scores best.
+        {"question": "?", "gold": "#### 1/2", "responses": ["0.5", "3", "\\boxed{\\frac12}", "7"],
+         "scores": [0.2, 0.9, 0.4, 0.1]},
+        {"question": "?", "answer": 18, "responses": ["\\$18", "17", "17", ""],
+         "scores": [0.8, 0.3, 0.1, 0.0]},
+    )  # fmt: skip
+    out = tmp_path / "kept.jsonl"
+    program = (
+        "import sys, runpy\n"
+        "for name in ('jax', 'transformers', 'flax'): sys.modules[name] = None\n"
+        f"sys.argv = ['', '--answers', {str(file)!r}, '--out', {str(out)!r}]\n"
+        "runpy.run_module('r1jax.evaluate', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    table = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[2:]}
+    # Of the first question's pairs, 5 of 6 hold a right answer; of the second's, 3 of 6.
+    assert table["pass@1"] == f"{(1 / 2 + 1 / 4) / 2:.1%}"
+    assert table["pass@2"] == f"{(5 / 6 + 3 / 6) / 2:.1%}"
+    assert table["maj@4"] == "50.0%"  # an empty answer abstains: 17 has two of three votes
+    assert table["best@4"] == "50.0%" and table["weighted@4"] == "50.0%"
+    assert f"{file}: 2 questions, 8 responses" in done.stdout
+    assert [(each["answer"], each["accuracy"]) for each in lines(out)][:4] == [
+        ("0.5", 1.0), ("3", 0.0), ("\\boxed{\\frac12}", 1.0), ("7", 0.0)
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "kept.json").read_text())["maj@4"]["mean"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "?", "gold": 1}, "record 2 needs columns question, gold or answer, responses, "
+         "and may have scores; it has prompt, gold"),
+        ({"question": "?", "responses": ["1"]}, "record 2 needs columns question, gold or answer"),
+        ({"question": "?", "gold": 1, "responses": "1"}, "must be a list of at least one text"),
+        ({"question": "?", "gold": 1, "responses": []}, "must be a list of at least one text"),
+        ({"question": "?", "gold": 1, "responses": ["1", None]}, "every response must be a text"),
+        ({"question": "?", "gold": 1, "responses": ["1"], "scores": [1, 2]}, "a list of 1 numbers"),
+        ({"question": "?", "gold": 1, "responses": ["1"], "scores": ["1"]}, "a finite number"),
+        ({"question": "?", "gold": 1, "responses": ["1"], "scores": [1]}, "1 of 2 records have"),
+        ({"question": "?", "gold": None, "responses": ["1"]}, "record 2: a row's answer must be"),
+        ({"question": "?", "gold": 1, "responses": ["1"], "verifier": "x"}, "record 2: row['veri"),
+    ],
+)  # fmt: skip
+def test_a_record_of_answers_that_cannot_be_used_is_one_line(tmp_path, capsys, record, said):
+    good = {"question": "?", "gold": "1", "responses": ["1"]}
+    err = refused(capsys, "--answers", answers_file(tmp_path, good, record))
+    assert str(tmp_path) in err and said in err
+
+
+def test_a_run_and_answers_are_not_taken_together_nor_neither(small_run, tmp_path, capsys):
+    assert "need either a run's folder or --answers FILE" in refused(capsys)
+    assert "need either" in refused(capsys, small_run, "--answers", tmp_path / "none.jsonl")
+    assert "no such file" in refused(capsys, "--answers", tmp_path / "none.jsonl")
+    file = answers_file(tmp_path, {"question": "?", "gold": "1", "responses": ["1"]})
+    assert "--k 4 needs as many responses" in refused(capsys, "--answers", file, "--k", 4)
 
 
 def test_help_of_both_commands_needs_no_jax():

@@ -40,6 +40,7 @@ ROWS = {
     "state rollout",
     "reuse": "metrics checkpoint",
     "restore": ABOVE,
+    "search": ABOVE,
     "evaluate": ABOVE,
     "pipeline": ABOVE,
     "report": ABOVE,

@@ -7,6 +7,7 @@ from r1jax import metrics
 from r1jax.report import parts
 from r1jax.report.comparison import comparison
 from r1jax.report.data import evaluations, load
+from r1jax.report.inference import inference
 from r1jax.report.page import page
 
 
@@ -24,6 +25,7 @@ def build(folder: str | Path) -> str:
     body = [parts.header(run), *(parts.stage(run, name) for name in first)]
     body += [parts.answers(run, name) for name in first]
     body += [parts.stage(run, name) for name in rest]
+    body += [inference(run.folder)]
     body += [parts.cost(run), parts.settings(run)]
     return page(run.name, "".join(body))
 

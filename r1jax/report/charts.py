@@ -45,6 +45,8 @@ class Axis:
     zero: bool = True  # zero is on the axis
     log: bool = False
     limit: float | None = None  # a level that is marked
+    across: str = "step"  # what the points lie along
+    doubling: bool = False  # along powers of two; the points lie above 0
 
 
 # --------------------------------------------------------------------------- numbers
@@ -182,10 +184,10 @@ def line_chart(title: str, note: str, series: Sequence[Series], axis: Axis) -> s
         return ""
     lines = [line if line.marked else _smooth(line) for line in series]
     labels = [_label(line, axis, named=len(series) > 1) for line in lines]
-    described = escape(f"{title}: {', '.join(labels)} at the last step", quote=True)
+    described = escape(f"{title}: {', '.join(labels)} at the last {axis.across}", quote=True)
     if len(labels) > MAX_LABELS:
         labels = [""] * len(labels)
-    right = WIDTH - 10 - LETTER * max(4, *(len(text) for text in labels))  # 4: for "step"
+    right = WIDTH - 10 - LETTER * max(len(axis.across), *(len(text) for text in labels))
     frame = _frame(series, axis, right)
     parts = [_grid(frame)]
     parts += [_band(line, frame) for line in series if line.band]
@@ -237,6 +239,11 @@ def _frame(series: Sequence[Series], axis: Axis, right: float) -> _Frame:
     first, last = min(steps), max(steps)
     first = 0 if first <= last / 5 else first
     x_ticks = [tick for tick in ticks(first, last, whole=True) if first <= tick <= last]
+    along = float
+    if axis.doubling:
+        along, first = math.log2, min(steps)
+        powers = range(math.ceil(along(first)), math.floor(along(last)) + 1)
+        x_ticks = [2.0**power for power in powers[:: -(-len(powers) // 6) or 1]]
     if axis.log:
         positive = [value for value in values if value > 0] or [1.0]
         low, high = min(positive), max(positive)
@@ -258,7 +265,9 @@ def _frame(series: Sequence[Series], axis: Axis, right: float) -> _Frame:
             return (value - floor) / (top - floor)
 
     def x(step: float) -> float:
-        return LEFT + (right - LEFT) * ((step - first) / (last - first) if last > first else 0.5)
+        width = along(last) - along(first)
+        share = (along(step) - along(first)) / width if width > 0 else 0.5
+        return LEFT + (right - LEFT) * share
 
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * up(value)
@@ -292,7 +301,7 @@ def _grid(frame: _Frame) -> str:
     if frame.x_ticks:
         # Behind the last tick's text, which may reach beyond the plot.
         end = frame.x(frame.x_ticks[-1]) + LETTER * len(tick_texts(frame.x_ticks)[-1]) / 2 + 5
-        parts.append(_text(max(frame.right + 7, end), foot + 16, "step", "tick"))
+        parts.append(_text(max(frame.right + 7, end), foot + 16, axis.across, "tick"))
     if axis.limit is not None and frame.y_ticks[0] <= axis.limit <= frame.y_ticks[-1]:
         y = frame.y(axis.limit)
         parts.append(_rule(LEFT, y, frame.right, y, "limit"))
@@ -354,7 +363,7 @@ def _tooltips(series: Sequence[Series], frame: _Frame) -> list[str]:
     edges = [LEFT, *middles, frame.right]
     parts = []
     for i, step in enumerate(steps):
-        texts = [f"step {step:,}"]
+        texts = [f"{frame.axis.across} {number(step) if frame.axis.doubling else f'{step:,}'}"]
         for line, value, band in zip(series, values, bands, strict=True):
             if step in value:
                 text = f"{line.label} {number(value[step], share=share)}"

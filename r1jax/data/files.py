@@ -1,0 +1,99 @@
+"""Records of the files that data sets are published as: JSONL, gzipped JSONL, CSV and parquet."""
+
+import csv
+import gzip
+import importlib
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def records(path: str | Path) -> list[Record]:
+    """All records of a file, one dict each by column name, in the file's order.
+
+    The ending says the format: one of `FORMATS`. CSV gives texts only; its first line holds the
+    names. Blank lines of JSONL are skipped. Parquet needs pyarrow, the extra `parquet`.
+
+    Raises:
+      ValueError: in one line with the file's name: there is no such file, its ending is unknown,
+        it holds no records, or a record is damaged (then with its line).
+    """
+    path = Path(path)
+    name = path.name.lower()
+    read = next((read for ending, read in FORMATS.items() if name.endswith(ending)), None)
+    if read is None:
+        raise ValueError(f"{path}: need a file ending in one of {', '.join(FORMATS)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        found = read(path)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text") from None
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not found:
+        raise ValueError(f"{path} holds no records")
+    return found
+
+
+def _jsonl(path: Path) -> list[Record]:
+    return _json_lines(path, path.read_bytes())
+
+
+def _jsonl_gz(path: Path) -> list[Record]:
+    return _json_lines(path, gzip.decompress(path.read_bytes()))
+
+
+def _json_lines(path: Path, data: bytes) -> list[Record]:
+    # Not splitlines: JSON texts may hold other line separators.
+    found = []
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON that can be read ({error})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number}: need a JSON object, got {type(record).__name__}")
+        found.append(record)
+    return found
+
+
+def _csv(path: Path) -> list[Record]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        found = []
+        for record in reader:
+            if None in record or None in record.values():
+                raise ValueError(
+                    f"{path}:{reader.line_num}: need {len(reader.fieldnames or ())} fields, "
+                    f"as in the first line"
+                )
+            found.append(dict(record))
+    return found
+
+
+def _parquet(path: Path) -> list[Record]:
+    try:
+        arrow = importlib.import_module("pyarrow")
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError:
+        raise ValueError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from None
+    try:
+        return parquet.read_table(path).to_pylist()
+    except arrow.lib.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: cannot be read ({reason})") from None
+
+
+FORMATS: Mapping[str, Callable[[Path], list[Record]]] = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl_gz,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
