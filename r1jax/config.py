@@ -17,7 +17,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -34,6 +34,7 @@ __all__ = [
     "check",
     "describe",
     "fail",
+    "is_saved",
     "load",
     "one_line_errors",
     "same_or_fail",
@@ -232,8 +233,22 @@ def saved(folder: Path) -> tuple[str, list[str]]:
         raise ConfigError(f"{file} is damaged: {error}") from error
 
 
-def same_or_fail(folder: Path, text: Sequence[str]) -> None:
+def is_saved(folder: Path, text: Sequence[str]) -> bool:
+    """Whether `folder` holds a run with this config text, but for the mesh."""
+    file = folder / "config.txt"
+    if not file.is_file():
+        return False
+    there = file.read_text(encoding="utf-8").split("\n")
+    return _values(there, None) == _values(text, None)
+
+
+def same_or_fail(
+    folder: Path, text: Sequence[str], *, begun: Mapping[str, bool] | None = None
+) -> None:
     """Passes if `folder` holds no run yet, or one of this config; the mesh may be another.
+
+    So may be, if `begun` is given, stages that are not in it, and the passes of those that it says
+    are not done.
 
     Raises:
       ConfigError: the first line that differs, and how many more do.
@@ -242,7 +257,9 @@ def same_or_fail(folder: Path, text: Sequence[str]) -> None:
     if not file.is_file():
         return
     # Not splitlines: a printed text may hold other line separators.
-    there, here = _values(file.read_text(encoding="utf-8").split("\n")), _values(text)
+    there, here = (
+        _values(lines, begun) for lines in (file.read_text(encoding="utf-8").split("\n"), text)
+    )
     paths = [path for path in sorted(there | here) if there.get(path) != here.get(path)]
     if paths:
         path, more = paths[0], len(paths) - 1
@@ -253,9 +270,17 @@ def same_or_fail(folder: Path, text: Sequence[str]) -> None:
         )
 
 
-def _values(text: Sequence[str]) -> dict[str, str]:
+def _values(text: Sequence[str], begun: Mapping[str, bool] | None) -> dict[str, str]:
+    """The settings by path, without those that may be others."""
     pairs = (line.partition(": ") for line in text if line)
-    return {path: value for path, _, value in pairs if not path.startswith("mesh.")}
+    values = {path: value for path, _, value in pairs}
+    names = [name for name in values.get("stages", "").split(", ") if name]
+    free = [name for name in names if begun is not None and name not in begun]
+    if names:
+        values["stages"] = ", ".join(name for name in names if name not in free)
+    free += [f"{name}.passes" for name, done in (begun or {}).items() if not done]
+    starts = tuple(f"{path}." for path in ("mesh", *free))
+    return {path: value for path, value in values.items() if not f"{path}.".startswith(starts)}
 
 
 def _commit() -> str | None:

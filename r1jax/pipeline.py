@@ -1,29 +1,52 @@
-"""A run's stages in order. What a checkpoint shows as done is not done again."""
+"""A run's stages in order. What is done is not done again; what was begun goes on.
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+A stage is a function `(settings, inputs, out) -> None`. It leaves what it makes in `out`:
+`checkpoints/<stage>` or `data/<stage>` in the run's folder. `RUNNERS` has one for each kind.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from r1jax import metrics, settings, sharding
-from r1jax.checkpoint import numbers
+from r1jax import checkpoint, config, dataset, manifest, metrics, restore, settings, sharding
+from r1jax.data import sources
 from r1jax.data import tokenizer as tokenizers
 from r1jax.loops import rl, supervised
-from r1jax.loops.run import Context, Scorer, stream_key
+from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
 from r1jax.rewards.pool import open_pool
 from r1jax.rewards.weighted import score_many
+from r1jax.settings import FIRST, Build, Built, Sampled
 from r1jax.types import Params
+
+PIECE = 32 * 2**20  # bytes of each end of a file of weights that are looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a stage is given beside its settings, in which the rows of other stages are sources."""
+
+    context: Context
+    weights: str  # the stage whose weights it begins with or samples from, or "weights"
+    load: Callable[[], Params]  # these weights
+
+
+# --------------------------------------------------------------------------- before a run
 
 
 def check(cfg: settings.Run) -> None:
     """Finds what a run would stumble over late: reads every source and the first prompts.
 
+    A stage that waits for the rows of another is looked at when it begins.
+
     Raises:
       ValueError: the tokenizer has no end token, or more tokens than the embedding has rows; a
-        source is empty or cannot be read; a prompt or a text is too long.
+        source is empty or cannot be read; a prompt or a text is too long; another run is missing.
     """
     tokenizer = cfg.tokenizer()
     tokenizers.check(tokenizer)
@@ -32,47 +55,201 @@ def check(cfg: settings.Run) -> None:
             f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {cfg.model.vocab_size}"
         )
     for stage in cfg.stages:
-        if isinstance(stage, settings.Supervised):
-            supervised.check(stage, tokenizer)
-        else:
-            rl.check(stage, tokenizer)
+        if isinstance(stage, Build) and isinstance(stage.answers, Sampled) and stage.answers.run:
+            other_weights(stage.answers)
+        if not any(settings.built(stage)):
+            check_stage(stage, tokenizer)
+
+
+def check_stage(stage: settings.Stage, tokenizer: Any) -> None:
+    """Raises ValueError if the stage's sources or its first prompts cannot be used."""
+    if isinstance(stage, settings.Supervised):
+        supervised.check(stage, tokenizer)
+    elif isinstance(stage, settings.Reinforce):
+        rl.check(stage, tokenizer)
+    else:
+        dataset.check(stage, tokenizer)
+
+
+# --------------------------------------------------------------------------- the run
 
 
 def run(
     cfg: settings.Run, folder: Path, *, text: Sequence[str], stopping: Callable[[], bool]
-) -> Params:
-    """The weights after the last stage. Everything on the way is in `folder`.
+) -> None:
+    """Runs all stages that are not done. Everything they make is in `folder`.
 
     Raises:
       Stopped: `stopping()` became true; the state is saved.
+      ValueError: a stage that has begun was made with other settings or inputs, or with other
+        stages before it; an input of a stage is missing or damaged. Stages that are done are left
+        as they are.
     """
-    tokenizer = cfg.tokenizer()
     mesh = sharding.make_mesh(cfg.mesh)
+    entries = manifest.read(folder)
+    names = [stage.name for stage in cfg.stages]
+    if names[: len(entries)] != list(entries):
+        raise ValueError(
+            f"{folder} has begun with the stages {', '.join(entries)}; a new one can only come "
+            f"after them, got {', '.join(names)}"
+        )
     with jax.disable_jit(not cfg.jit), jax.set_mesh(mesh):
         context = Context(
             run=cfg,
             folder=folder,
             text=text,
-            tokenizer=tokenizer,
+            tokenizer=cfg.tokenizer(),
             mesh=mesh,
             writer=metrics.open_writer(folder),
             stopping=stopping,
         )
-        params = first_params(cfg, mesh)
-        for stage in cfg.stages[begun(cfg, folder) :]:
-            if isinstance(stage, settings.Supervised):
-                params = supervised.train(stage, context, params)
-            else:
-                with open_pool(workers=stage.reward_workers, seconds=stage.reward_seconds) as pool:
-                    reward = partial(score_many, stage.reward, each=pool.map)
-                    scorer = Scorer(reward=reward, each=pool.map)
-                    params = rl.train(stage, context, params, scorer=scorer)
-        return params
+        first = first_digest(cfg)
+        for place, stage in enumerate(cfg.stages):
+            one_stage(stage, context, entries, first, last=place + 1 >= len(entries))
+
+
+def one_stage(
+    cfg: settings.Stage,
+    context: Context,
+    entries: dict[str, manifest.Entry],
+    first: str,
+    *,
+    last: bool,
+) -> None:
+    """Runs a stage unless it is done, and enters it in the manifest: at its start and its end.
+
+    `last` says that no later stage has begun: it may still be repaired, if its newest checkpoint
+    is damaged say.
+    """
+    folder, name = context.folder, cfg.name
+    weights = weights_of(context.run, cfg)
+    stage = with_rows(cfg, partial(rows_of, folder))
+    here = manifest.Entry(
+        name=name,
+        config=manifest.config_of(name, context.text),
+        inputs=digests(cfg, weights, entries, first),
+    )
+    if name in entries:
+        manifest.same_or_fail(folder, entries[name], here)
+        if entries[name].done and not (last and damaged(cfg, folder, entries[name])):
+            return
+    if stage is not cfg:
+        for one in settings.built(cfg):
+            whole_or_fail(name, one.stage, folder, entries)
+        check_stage(stage, context.tokenizer)
+    entries[name] = here
+    save(folder, entries)
+    load = partial(load_weights, context, name, weights)
+    out = out_of(folder, stage)
+    RUNNERS[type(stage)](stage, Inputs(context=context, weights=weights, load=load), out)
+    entries[name] = replace(here, done=True, output=output(stage, out))
+    save(folder, entries)
+
+
+def save(folder: Path, entries: Mapping[str, manifest.Entry]) -> None:
+    if jax.process_index() == 0:
+        manifest.write(folder, entries)
+
+
+# --------------------------------------------------------------------------- what runs a stage
+
+
+def run_supervised(cfg: settings.Supervised, inputs: Inputs, out: Path) -> None:
+    """Trains on texts; the checkpoints in `out` show how far it came."""
+    supervised.train(cfg, inputs.context, inputs.load())
+
+
+def run_reinforce(cfg: settings.Reinforce, inputs: Inputs, out: Path) -> None:
+    """Trains with rewards; the checkpoints in `out` show how far it came."""
+    with open_pool(workers=cfg.reward_workers, seconds=cfg.reward_seconds) as pool:
+        reward = partial(score_many, cfg.reward, each=pool.map)
+        scorer = Scorer(reward=reward, each=pool.map)
+        rl.train(cfg, inputs.context, inputs.load(), scorer=scorer)
+
+
+def run_build(cfg: Build, inputs: Inputs, out: Path) -> None:
+    """Builds a data set in `out`; the answers there show how far it came.
+
+    Raises:
+      Stopped: the context's `stopping()` became true; the answers so far are kept.
+    """
+    context, ask = inputs.context, None
+    if isinstance(cfg.answers, settings.Taught):
+        ask = dataset.ask_teacher(cfg)
+    elif cfg.answers is not None:
+        model = asked_model(cfg.answers, inputs)
+        ask = dataset.ask_model(cfg, model, seed=context.run.seed)
+    stages = [stage.name for stage in context.run.stages]
+    metrics.rewind(context.folder, stages=stages, stage=cfg.name, step=-1)
+    if not dataset.build(cfg, ask, out, stopping=context.stopping):
+        raise Stopped
+    numbers = {f"rows/{count['name']}": float(count["rows"]) for count in dataset.counts(out)}
+    context.writer.write(cfg.name, 1, numbers)
+
+
+RUNNERS: Mapping[type, Callable[[Any, Inputs, Path], None]] = {
+    settings.Supervised: run_supervised,
+    settings.Reinforce: run_reinforce,
+    Build: run_build,
+}
+
+
+def out_of(folder: Path, stage: settings.Stage) -> Path:
+    """Where a stage leaves what it makes."""
+    return folder / ("data" if isinstance(stage, Build) else "checkpoints") / stage.name
+
+
+def output(stage: settings.Stage, out: Path) -> dict[str, Any]:
+    """What the manifest says of a stage that is done."""
+    if isinstance(stage, Build):
+        return dataset.output(out)
+    sums = out / str(stage.steps) / checkpoint.SUMS
+    return {"sha256": sources.file_digest(sums), "steps": stage.steps}
+
+
+def damaged(stage: settings.Stage, folder: Path, entry: manifest.Entry) -> bool:
+    """Whether what a stage made is no longer what it was."""
+    out = out_of(folder, stage)
+    if isinstance(stage, Build):
+        file = out / dataset.ROWS
+        return not file.is_file() or sources.file_digest(file) != entry.output["sha256"]
+    path = out / str(stage.steps)
+    return not path.is_dir() or checkpoint.damage(path) is not None
+
+
+# --------------------------------------------------------------------------- inputs
+
+
+def weights_of(run: settings.Run, stage: settings.Stage) -> str:
+    """The stage whose weights a stage uses, or "weights" for those that the run begins with."""
+    if named := settings.named_weights(stage):
+        return named
+    before = run.stages[: run.stages.index(stage)]
+    trained = [one.name for one in before if not isinstance(one, Build)]
+    return trained[-1] if trained else FIRST
+
+
+def load_weights(context: Context, stage: str, weights: str) -> Params:
+    """Weights on the mesh, float32.
+
+    Raises:
+      ValueError: they are missing or damaged; `stage`, which needs them, is named.
+    """
+    cfg = context.run
+    if weights == FIRST:
+        return first_params(cfg, context.mesh)
+    steps = {one.name: one.steps for one in cfg.stages if not isinstance(one, Build)}[weights]
+    like = {"params": sharding.abstract(decoder.leaves(cfg.model), context.mesh)}
+    try:
+        saved = checkpoint.load(context.folder / "checkpoints" / weights, steps, like)
+    except ValueError as error:
+        raise ValueError(f"stage {stage} needs the weights of {weights}: {error}") from None
+    return saved.state["params"]
 
 
 def first_params(cfg: settings.Run, mesh: jax.sharding.Mesh) -> Params:
-    """The weights that the first stage begins with, float32 on the mesh: the folder's that
-    `cfg.weights` names, else random ones.
+    """The weights that the run begins with, float32 on the mesh: the folder's that `cfg.weights`
+    names, else random ones.
 
     Raises:
       ValueError: the folder cannot be loaded, or holds another model than `cfg.model`.
@@ -96,11 +273,143 @@ def first_params(cfg: settings.Run, mesh: jax.sharding.Mesh) -> Params:
     return params
 
 
-def begun(cfg: settings.Run, folder: Path) -> int:
-    """The number of the last stage that has a checkpoint; 0 if none has."""
-    last = 0
-    for i, stage in enumerate(cfg.stages):
-        checkpoints = folder / "checkpoints" / stage.name
-        if checkpoints.is_dir() and numbers(checkpoints):
-            last = i
-    return last
+def asked_model(answers: Sampled, inputs: Inputs) -> restore.Restored:
+    """The model that answers the problems of a `Build` stage."""
+    if answers.run is not None:
+        return restore.open_run(Path(answers.run), stage=answers.stage)
+    context = inputs.context
+    stages = {stage.name: stage for stage in context.run.stages}
+    stage = stages.get(inputs.weights, context.run.stages[0])
+    return restore.Restored(
+        run=context.run,
+        stage=stage,
+        step=0,
+        tokenizer=context.tokenizer,
+        mesh=context.mesh,
+        params=inputs.load(),
+    )
+
+
+def rows_of(folder: Path, stage: str) -> Callable[[], settings.Rows]:
+    """The source of the rows that a `Build` stage wrote."""
+    return partial(sources.jsonl, folder / "data" / stage / dataset.ROWS)
+
+
+def with_rows(value: Any, rows: Callable[[str], Callable[[], settings.Rows]]) -> Any:
+    """A setting with a source in the place of each `Built`; itself where there is none in it."""
+    if isinstance(value, Built):
+        return rows(value.stage)
+    if not any(settings.built(value)):
+        return value
+    inner = partial(with_rows, rows=rows)
+    if isinstance(value, partial):
+        keywords = {name: inner(item) for name, item in value.keywords.items()}
+        return partial(value.func, *map(inner, value.args), **keywords)
+    if isinstance(value, Mapping):
+        return {name: inner(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(inner, value))
+    assert is_dataclass(value) and not isinstance(value, type)
+    return replace(value, **{one.name: inner(getattr(value, one.name)) for one in fields(value)})
+
+
+def whole_or_fail(
+    name: str, needed: str, folder: Path, entries: Mapping[str, manifest.Entry]
+) -> None:
+    """Passes if the rows of stage `needed` are those that it wrote.
+
+    Raises:
+      ValueError: they are missing or were changed; `name`, which needs them, is named.
+    """
+    file = folder / "data" / needed / dataset.ROWS
+    if not file.is_file():
+        raise ValueError(f"stage {name} needs the rows of {needed}: {file}: no such file")
+    if sources.file_digest(file) != entries[needed].output["sha256"]:
+        raise ValueError(
+            f"stage {name} needs the rows of {needed}: {file} was changed after it was made"
+        )
+
+
+# --------------------------------------------------------------------------- digests of inputs
+
+
+def digests(
+    cfg: settings.Stage,
+    weights: str,
+    entries: Mapping[str, manifest.Entry],
+    first: str,
+) -> dict[str, str]:
+    """The SHA-256 of all that a stage is made from, by name."""
+    found = {
+        f"rows of {one.stage}": entries[one.stage].output["sha256"] for one in settings.built(cfg)
+    }
+    if isinstance(cfg, Build) and isinstance(cfg.answers, Sampled) and cfg.answers.run:
+        found["weights of another run"] = sources.file_digest(other_weights(cfg.answers))
+    elif not isinstance(cfg, Build) or isinstance(cfg.answers, Sampled):
+        known = first if weights == FIRST else entries[weights].output["sha256"]
+        found[f"weights of {weights}" if weights != FIRST else FIRST] = known
+    for name, source in source_fields(cfg).items():
+        found[name] = sources.digest(source())
+    if isinstance(cfg, Build):
+        for file in files_in(cfg.passes):
+            found[f"{manifest.PASSES}{file}"] = sources.file_digest(file)
+    return found
+
+
+def files_in(setting: Any) -> Iterator[Path]:
+    """The files that arguments of partials in a setting name: an evaluation set, say."""
+    if isinstance(setting, partial):
+        yield from files_in([*setting.args, *setting.keywords.values()])
+    elif isinstance(setting, Mapping):
+        yield from files_in(list(setting.values()))
+    elif isinstance(setting, list | tuple):
+        for item in setting:
+            yield from files_in(item)
+    elif isinstance(setting, str | Path) and Path(setting).is_file():
+        yield Path(setting)
+
+
+def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]:
+    """The sources of a stage that are no other stage's."""
+    if isinstance(cfg, settings.Reinforce):
+        found = {"task.train": cfg.task.train, "task.test": cfg.task.test}
+    else:
+        found = {"source": cfg.source}
+    return {name: source for name, source in found.items() if not any(settings.built(source))}
+
+
+def other_weights(answers: Sampled) -> Path:
+    """The sums of the newest checkpoint of another run, from which a `Build` stage samples.
+
+    Raises:
+      ValueError: there is none.
+    """
+    assert answers.run is not None
+    folder = Path(answers.run)
+    spec, overrides = config.saved(folder)
+    stages = [stage.name for stage in config.check(spec, overrides).stages]
+    chosen = [answers.stage] if answers.stage else reversed(stages)
+    for name in chosen:
+        path = folder / "checkpoints" / name
+        if path.is_dir() and (steps := checkpoint.numbers(path)):
+            return path / str(steps[-1]) / checkpoint.SUMS
+    raise ValueError(f"{folder} has no checkpoint of {answers.stage or 'any stage'} to sample from")
+
+
+def first_digest(cfg: settings.Run) -> str:
+    """By which a run notices that the weights it begins with have changed.
+
+    Random weights follow from the settings. Of files, their names and sizes count and 32 MiB at
+    each end: to read all of a large model would take minutes at every start.
+    """
+    found = hashlib.sha256()
+    folder = Path(cfg.weights) if cfg.weights is not None else None
+    files = sorted(f for f in folder.iterdir() if f.is_file()) if folder else []
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as opened:
+            found.update(opened.read(PIECE))
+            opened.seek(max(size - PIECE, 0))
+            found.update(opened.read(PIECE))
+    return found.hexdigest()

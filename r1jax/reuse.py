@@ -5,8 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1jax import metrics
-from r1jax.checkpoint import numbers
+from r1jax import manifest, metrics
 
 OWN = ("name", "stages", "mesh")  # may differ: they change nothing that a stage makes
 
@@ -15,8 +14,9 @@ def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:
     """Makes `folder` what it would be, had its run stopped after the stages that it shares.
 
     Those are the first ones that the run in `source` has done with the same settings, model,
-    tokenizer and seed: their checkpoints and logs are copied, so that the time they took counts
-    here too. `text` is of the new run, from `config.describe`. Gives the names of the stages.
+    tokenizer and seed: what they made and their logs are copied, so that the time they took counts
+    here too, and their entries in the manifest. `text` is of the new run, from `config.describe`.
+    Gives the names of the stages.
 
     Raises:
       ValueError: `source` holds no run, or there is no such stage.
@@ -26,12 +26,10 @@ def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:
         raise ValueError(f"{source} is no run folder: it has no config.txt")
     # Not splitlines: a printed text may hold other line separators.
     stages = same_stages(text, file.read_text(encoding="utf-8").split("\n"))
-    steps = _settings(text)
+    entries = manifest.read(source)
     done = []
     for stage in stages:
-        checkpoints = source / "checkpoints" / stage
-        found = numbers(checkpoints) if checkpoints.is_dir() else []
-        if not found or found[-1] != int(steps[f"{stage}.steps"]):
+        if stage not in entries or not entries[stage].done:
             break
         done.append(stage)
     if not done:
@@ -47,9 +45,12 @@ def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:
             kept = [line for line in whole if json.loads(line)["stage"] in done]
             metrics.replace(folder / name, b"".join(kept))
     for stage in done:
-        copy = folder / "checkpoints" / stage
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(source / "checkpoints" / stage, copy)
+        for kind in ("checkpoints", "data"):
+            copy = folder / kind / stage
+            shutil.rmtree(copy, ignore_errors=True)
+            if (source / kind / stage).is_dir():
+                shutil.copytree(source / kind / stage, copy)
+    manifest.write(folder, {stage: entries[stage] for stage in done})
     return done
 
 

@@ -5,8 +5,9 @@ A config file is a function that returns a `Run` (see `r1jax.config`). Settings 
 and functions; no array and no part of JAX is needed to build, check or print them.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any, Literal
 
 from r1jax.schedules import Schedule, bounds
@@ -278,6 +279,18 @@ class Engine:
 
 # --------------------------------------------------------------------------- stages
 
+FIRST = "weights"  # in the place of a stage's name: the weights that the run begins with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """The rows that an earlier `Build` stage of the same run wrote; stands for a source of rows."""
+
+    stage: str
+
+    def __call__(self) -> Rows:
+        raise ValueError(f"the rows of stage {self.stage} are there only while the run is trained")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
@@ -293,6 +306,7 @@ class Supervised:
 
     name: str
     source: Callable[[], Rows]
+    begin: str | None = None  # the stage whose weights it begins with, or "weights"; None: the last
     steps: int
     batch_rows: int  # packed rows in one update
     row_length: int  # tokens in a packed row
@@ -357,7 +371,9 @@ class Reinforce:
 
     name: str
     task: Task
+    begin: str | None = None  # the stage whose weights it begins with, or "weights"; None: the last
     steps: int
+    order: Literal["shuffled", "given"] = "shuffled"  # of the problems; given: a curriculum
     prompts: int  # problems in one rollout
     group: int  # answers to each problem
     engine: Engine
@@ -425,12 +441,61 @@ class Reinforce:
             )
 
 
-Stage = Supervised | Reinforce
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Answers that a model of this run, or of another one, gives to prompts."""
+
+    engine: Engine
+    prefill: str = ""  # how the answer begins; part of the prompt, and of the answer that is kept
+    run: str | None = None  # the folder of another run; None: this one
+    stage: str | None = None  # whose weights; None: the last. In this run also "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """Answers that a teacher gives: any function from prompts to replies."""
+
+    # As r1jax.rewards.endpoint.ask: (messages of each prompt) -> reply, or None, to each.
+    complete: Callable[..., Sequence[str | None]]
+    messages: Callable[[Row], Sequence[Mapping[str, str]]]  # what the teacher is asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Making of a data set: problems are answered, the answers verified, filtered and kept.
+
+    Without `answers` the source's rows go through the passes as they are. With them, the passes
+    see a row for each answer: `prompt`, `answer`, `accuracy`, `num_tokens`, `finished`, `problem`
+    and `sample` (numbers from 0), and `row`, which is the problem's own.
+    """
+
+    name: str
+    source: Callable[[], Rows]
+    passes: Mapping[str, Callable[..., Any]]  # rows -> rows, in order; the name is for the counts
+    prompt: Callable[[Row], str] | None = None  # the text that a model is to continue
+    answers: Sampled | Taught | None = None
+    samples: int = 1  # answers to each problem
+    accuracy: Callable[[Row, str], float | None] | None = None  # 1.0 right, 0.0 wrong
+    reward_workers: int = 0  # processes that verify; 0: this one, and nothing stops an answer
+    reward_seconds: float = 10.0  # a worker has for one answer before it is killed
+    at_once: int = 64  # problems that are answered between two saves
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.answers is not None and self.prompt is None:
+            raise ValueError("prompt is needed where there are answers: it makes a row's text")
+        if self.answers is None and (self.accuracy is not None or self.samples > 1):
+            raise ValueError("accuracy and samples need answers, got answers=None")
+
+
+Stage = Supervised | Reinforce | Build
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One experiment: a model, a tokenizer, and stages that train the model in order."""
+    """One experiment: a model, a tokenizer, and stages that train it and build data, in order."""
 
     name: str
     model: Decoder
@@ -445,3 +510,41 @@ class Run:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"stages need names of their own, got {names}")
+        for place, stage in enumerate(self.stages):
+            before = self.stages[:place]
+            trained = [one.name for one in before if not isinstance(one, Build)]
+            made = [one.name for one in before if isinstance(one, Build)]
+            named = named_weights(stage)
+            for wanted, known in (
+                (named, [None, FIRST, *trained]),
+                *((one.stage, made) for one in built(stage)),
+            ):
+                if wanted not in known:
+                    raise ValueError(
+                        f"stage {stage.name} needs {wanted!r}, which must be a stage before it: "
+                        f"{', '.join(filter(None, known)) or 'there is none that it could use'}"
+                    )
+
+
+def named_weights(stage: Stage) -> str | None:
+    """The stage of the same run whose weights a stage names, "weights", or None."""
+    if not isinstance(stage, Build):
+        return stage.begin
+    answers = stage.answers
+    return answers.stage if isinstance(answers, Sampled) and answers.run is None else None
+
+
+def built(value: Any) -> Iterator[Built]:
+    """Every `Built` in a setting: in records, in tuples and mappings, in arguments of a partial."""
+    if isinstance(value, Built):
+        yield value
+    elif isinstance(value, partial):
+        yield from built(value.args)
+        yield from built(value.keywords)
+    elif isinstance(value, Mapping):
+        yield from built(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from built(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from built([getattr(value, one.name) for one in fields(value)])

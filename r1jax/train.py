@@ -1,6 +1,7 @@
 """Trains what a config file describes: `python -m r1jax.train --config configs/countdown_tiny.py`.
 
-The same command again goes on where the run stopped.
+All stages are run in order, data building among them. The same command again goes on where the run
+stopped; stages that are done stay as they are.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from r1jax import config, host
+from r1jax import config, host, manifest
 
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -40,7 +41,7 @@ def main() -> int:
         print("\n".join(text))
         return 0
     folder = args.out or Path("runs") / checked.name
-    config.same_or_fail(folder, text)
+    config.same_or_fail(folder, text, begun=manifest.begun(folder))
     return train(args.config, args.overrides, folder, text, after=args.after)
 
 
@@ -59,12 +60,13 @@ def train(
     from r1jax.loops.run import Stopped
 
     pipeline.check(cfg)
-    if not (folder / "config.txt").exists():
-        if after is not None:
-            done = reuse.take_over(folder, after, text)
-            print(f"taken over from {after}: {', '.join(done)}", file=sys.stderr)
-        config.save(folder, text, spec, overrides)
+    if after is not None and not (folder / "config.txt").exists():
+        done = reuse.take_over(folder, after, text)
+        print(f"taken over from {after}: {', '.join(done)}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder), state.catch_sigterm() as stopping:
+        if not config.is_saved(folder, text):  # new, or with changes to what has not begun
+            config.save(folder, text, spec, overrides)
         try:
             pipeline.run(cfg, folder, text=text, stopping=stopping)
             code = 0

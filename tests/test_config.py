@@ -471,6 +471,56 @@ def test_a_folder_made_by_another_config_is_refused_and_another_mesh_is_not(file
     )
 
 
+def test_settings_of_stages_that_have_not_begun_may_change(file):
+    folder = Path("runs/a")
+    folder.mkdir(parents=True)
+    (folder / "config.txt").write_text("base.steps: 1\nrl.group: 16\nseed: 1\nstages: base, rl\n")
+    changed = ["base.steps: 1", "more.steps: 5", "rl.group: 8", "seed: 1", "stages: base, rl, more"]
+    same_or_fail(folder, changed, begun={"base": True})
+    with pytest.raises(ConfigError, match=r"rl.group is 16 there and 8 here"):
+        same_or_fail(folder, changed, begun={"base": True, "rl": False})
+    with pytest.raises(ConfigError, match=r"more.steps is absent there and 5 here"):
+        same_or_fail(folder, changed)
+    changed[0] = "base.steps: 2"
+    with pytest.raises(ConfigError, match=r"base.steps is 1 there and 2 here; use --out"):
+        same_or_fail(folder, changed, begun={"base": True})
+    with pytest.raises(ConfigError, match="seed is 1 there and 2 here"):
+        same_or_fail(folder, ["base.steps: 1", "seed: 2", "stages: base"], begun={"base": True})
+    with pytest.raises(ConfigError, match="stages is base there and  here"):
+        same_or_fail(folder, ["base.steps: 1", "seed: 1", "stages: rl"], begun={"base": True})
+
+
+def test_passes_of_a_data_set_may_change_until_it_is_done(file):
+    folder = Path("runs/a")
+    folder.mkdir(parents=True)
+    there = ["cold.passes.long.most: 9", "cold.samples: 4", "stages: cold"]
+    (folder / "config.txt").write_text("".join(f"{line}\n" for line in there))
+    changed = ["cold.passes: {}", *there[1:]]
+    same_or_fail(folder, changed, begun={"cold": False})
+    with pytest.raises(ConfigError, match=r"cold.passes is absent there and \{\} here"):
+        same_or_fail(folder, changed, begun={"cold": True})
+    changed[1] = "cold.samples: 5"
+    with pytest.raises(ConfigError, match=r"cold.samples is 4 there and 5 here"):
+        same_or_fail(folder, changed, begun={"cold": False})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("begin='rl'", "stage base needs 'rl', which must be a stage before it: weights"),
+        ("source=Built(stage='rl')", "stage base needs 'rl', which must be a stage before it: th"),
+    ],
+)
+def test_a_stage_can_only_use_stages_before_it(file, change, message):
+    edited(
+        file, "source=rows,", f"{change}, source=rows," if "source" not in change else f"{change},"
+    )
+    file.write_text("from r1jax.settings import Built\n" + file.read_text())
+    with pytest.raises(ConfigError) as caught:
+        check("sample.py")
+    assert f"Run: {message}" in str(caught.value)
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"is no run folder: it has no config.json"):
         saved(tmp_path)

@@ -29,6 +29,7 @@ ROWS = {
     "data": "rewards",
     "tensorboard": "",
     "metrics": "tensorboard",
+    "manifest": "metrics",
     "monitors": "",
     "models": "types config sharding kernels",
     "checkpoint": "types sharding",
@@ -38,9 +39,10 @@ ROWS = {
     # Loops are handed their algorithms, rewards and tasks: they know none by name.
     "loops": "types schedules sharding kernels data.packing metrics monitors models checkpoint "
     "state rollout",
-    "reuse": "metrics checkpoint",
+    "reuse": "metrics manifest",
     "restore": ABOVE,
     "search": ABOVE,
+    "dataset": ABOVE,
     "evaluate": ABOVE,
     "pipeline": ABOVE,
     "report": ABOVE,
@@ -49,6 +51,7 @@ ROWS = {
     "generate": ABOVE,
     "convert": ABOVE,
     "train": ABOVE,
+    "build": ABOVE,
 }
 WITHOUT_JAX = ("settings", "config", "rewards", "data")
 BUILT_ON_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}

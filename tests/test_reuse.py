@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from r1jax import manifest
 from r1jax.reuse import same_stages, take_over
 
 TEXT = [
@@ -36,6 +37,13 @@ def source(tmp_path: Path) -> Path:
     rows = [("base", 2), ("base", 3), ("rl", 0), ("rl", 1)]
     lines = [json.dumps({"stage": stage, "step": step}) + "\n" for stage, step in rows]
     (folder / "metrics.jsonl").write_text("".join(lines))
+    (folder / "data" / "base").mkdir(parents=True)
+    (folder / "data" / "base" / "rows.jsonl").write_text("{}\n")
+    entries = {
+        stage: manifest.Entry(name=stage, config=[], inputs={}, done=stage == "base")
+        for stage in ("base", "rl")
+    }
+    manifest.write(folder, entries)
     return folder
 
 
@@ -47,7 +55,8 @@ def test_checkpoints_and_logs_of_the_stages_that_are_done_and_the_same_are_copie
     assert take_over(out, source, text) == ["base"]
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     expected = {f"checkpoints/base/{step}/meta.json" for step in (2, 3)}
-    assert files == {*expected, "metrics.jsonl"}
+    assert files == {*expected, "data/base/rows.jsonl", "manifest.json", "metrics.jsonl"}
+    assert list(manifest.read(out)) == ["base"]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["step"]) for row in rows] == [("base", 2), ("base", 3)]
 
@@ -65,7 +74,7 @@ def test_what_cannot_be_taken_over_is_one_line(source: Path, tmp_path: Path) -> 
     out = tmp_path / "b"
     with pytest.raises(ValueError, match=r"nothing in .*a can be .*: its first stage is another"):
         take_over(out, source, changed("seed: 1"))
-    (source / "checkpoints" / "base" / "3").rename(tmp_path / "gone")
+    (source / "manifest.json").rename(tmp_path / "gone")
     with pytest.raises(ValueError, match="its stage base is not done"):
         take_over(out, source, TEXT)
     (source / "config.txt").unlink()

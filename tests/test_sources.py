@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from r1jax.data.sources import LazyRows, jsonl
+from r1jax.data.sources import LazyRows, digest, hub_folder, jsonl, parquet
 from r1jax.data.templates import r1_zero
 
 
@@ -139,3 +141,96 @@ def test_the_r1_zero_template_is_the_papers() -> None:
         "i.e., <think> reasoning process here </think> <answer> answer here </answer>. "
         "User: What is {1} + 1?. Assistant:"
     )
+
+
+def test_a_hubs_folder_gives_the_files_of_a_split_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text("---\n")
+    for name, number in (("train-00001-of-00002", 2), ("train-00000-of-00002", 1), ("test", 3)):
+        (folder / "data" / f"{name}.jsonl").write_text(f'{{"n": {number}}}\n')
+    assert list(hub_folder(folder)) == [{"n": 1}, {"n": 2}]
+    assert list(hub_folder(folder, split="test", need=["n"])) == [{"n": 3}]
+
+
+def test_a_hubs_folder_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none: no such folder$"):
+        hub_folder(tmp_path / "none")
+    (tmp_path / "test.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"of split 'train', one kind; it has test.jsonl$"):
+        hub_folder(tmp_path)
+    for name in ("train.jsonl", "train-00000-of-00001.parquet"):
+        (tmp_path / name).write_text("{}\n")
+    with pytest.raises(ValueError, match=r"it has train-00000-of-00001.parquet, train.jsonl$"):
+        hub_folder(tmp_path)
+
+
+class Table:
+    """What pyarrow's table shows of itself."""
+
+    def __init__(self, rows: list[dict]) -> None:
+        self.rows, self.num_rows = rows, len(rows)
+        self.column_names = list(rows[0]) if rows else []
+
+    def to_pylist(self) -> list[dict]:
+        return self.rows
+
+
+@pytest.fixture
+def pyarrow(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict]]:
+    """Tables by file name, which a stand-in for pyarrow reads; others are no Parquet files."""
+    tables: dict[str, list[dict]] = {}
+
+    def read_table(path: Path) -> Table:
+        if path.name not in tables:
+            raise ValueError("Parquet magic bytes\nnot found in footer")
+        return Table(tables[path.name])
+
+    module = ModuleType("pyarrow.parquet")
+    module.read_table = read_table  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pyarrow", ModuleType("pyarrow"))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
+    return tables
+
+
+def test_parquet_rows_are_those_that_pyarrow_reads(tmp_path: Path, pyarrow) -> None:
+    for name, rows in (("train", [{"a": 1}, {"a": 2}]), ("empty", []), ("broken", None)):
+        (tmp_path / f"{name}.parquet").touch()
+        if rows is not None:
+            pyarrow[f"{name}.parquet"] = rows
+    assert parquet(tmp_path / "train.parquet", need=["a"]) == [{"a": 1}, {"a": 2}]
+    assert hub_folder(tmp_path) == [{"a": 1}, {"a": 2}]
+    with pytest.raises(ValueError, match=r"none.parquet: no such file$"):
+        parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match=r"has no column 'b'; it has a$"):
+        parquet(tmp_path / "train.parquet", need=["b"])
+    with pytest.raises(ValueError, match=r"empty.parquet holds no rows$"):
+        parquet(tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match=r"\(Parquet magic bytes not found in footer\)$"):
+        parquet(tmp_path / "broken.parquet")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as if it were not there
+    (tmp_path / "train.parquet").touch()
+    with pytest.raises(ValueError, match=r"train.parquet: .* pip install pyarrow, or .* JSONL$"):
+        parquet(tmp_path / "train.parquet")
+
+
+def test_a_digest_changes_with_any_byte_of_a_file_and_any_row_of_a_list(tmp_path: Path) -> None:
+    lines = [f'{{"n": {i}}}\n' for i in range(300)]
+    path = write(tmp_path, *lines)
+    before = digest(jsonl(path))
+    assert digest(jsonl(path)) == before
+    write(tmp_path, *lines[:-1], '{"n": 0}\n')
+    assert digest(jsonl(path)) != before
+    rows = [{"n": i} for i in range(300)]
+    assert digest(rows) != digest([*rows[:-1], {"n": 0}])
+    assert digest(rows) != digest(rows[:-1])
+
+
+def test_rows_made_on_demand_are_not_all_made_for_a_digest() -> None:
+    made = []
+    rows = LazyRows(1_000_000, lambda i: made.append(i) or {"n": i})
+    assert digest(rows) != digest(LazyRows(1_000_001, rows.make))
+    assert len(made) == 2 * 256

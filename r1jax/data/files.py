@@ -2,12 +2,13 @@
 
 import csv
 import gzip
-import importlib
 import json
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from r1jax.data.sources import parquet
 
 Record = dict[str, Any]
 
@@ -78,22 +79,9 @@ def _csv(path: Path) -> list[Record]:
     return found
 
 
-def _parquet(path: Path) -> list[Record]:
-    try:
-        arrow = importlib.import_module("pyarrow")
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise ValueError(f"{path}: reading parquet needs pyarrow (pip install pyarrow)") from None
-    try:
-        return parquet.read_table(path).to_pylist()
-    except arrow.lib.ArrowException as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: cannot be read ({reason})") from None
-
-
 FORMATS: Mapping[str, Callable[[Path], list[Record]]] = {
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl_gz,
     ".csv": _csv,
-    ".parquet": _parquet,
+    ".parquet": parquet,
 }

@@ -1,7 +1,10 @@
-"""Rows made on demand, and rows read from JSONL files."""
+"""Rows made on demand, and rows read from JSONL and Parquet files and from folders of them."""
 
+import hashlib
+import importlib
 import json
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ class LazyRows(Sequence[dict[str, Any]]):
 
     num: int
     make: Callable[[int], dict[str, Any]]
+    files: tuple[Path, ...] = ()  # that the rows are read from
 
     def __len__(self) -> int:
         return self.num
@@ -58,7 +62,100 @@ def jsonl(path: str | os.PathLike[str], need: Sequence[str] = ()) -> LazyRows:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     if not starts:
         raise ValueError(f"{path} holds no rows")
-    return LazyRows(len(starts), partial(_read, path, starts))
+    return LazyRows(len(starts), partial(_read, path, starts), (path,))
+
+
+def parquet(path: str | os.PathLike[str], need: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, all of them in memory. Needs pyarrow: the extra `parquet`.
+
+    Raises:
+      ValueError: in one line, with the file: there is no such file, pyarrow is not installed, the
+        file cannot be read or holds no rows, or it lacks a column of `need`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        # By name: nothing else in the package needs it, and it is no small thing to install.
+        reader = importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"{path}: Parquet files need pyarrow, which is not installed: "
+            f"pip install pyarrow, or write the rows as JSONL"
+        ) from None
+    try:
+        table = reader.read_table(path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a Parquet file that can be read ({reason[:200]})") from None
+    missing = [field for field in need if field not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"{path}: has no column {missing[0]!r}; it has {', '.join(table.column_names)}"
+        )
+    if not table.num_rows:
+        raise ValueError(f"{path} holds no rows")
+    return table.to_pylist()
+
+
+def hub_folder(
+    path: str | os.PathLike[str], *, split: str = "train", need: Sequence[str] = ()
+) -> Sequence[dict[str, Any]]:
+    """The rows of one split of a hub's data set that was downloaded to a folder.
+
+    Its files are those in the folder or in a folder `data` of it that are named for the split, as
+    hubs name them: `train.jsonl`, `train-00000-of-00002.parquet`, in the order of their names.
+
+    Raises:
+      ValueError: in one line: there is no such folder, it has no file of this split, or has some
+        of both formats; or what `jsonl` and `parquet` raise.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    files = [f for place in (folder, folder / "data") for f in sorted(place.glob("*.*"))]
+    known = [f for f in files if f.suffix in (".jsonl", ".parquet")]
+    chosen = [f for f in known if re.fullmatch(rf"{re.escape(split)}(-\d+-of-\d+)?", f.stem)]
+    if len({f.suffix for f in chosen}) != 1:
+        names = ", ".join(str(f.relative_to(folder)) for f in chosen or known) or "no such files"
+        raise ValueError(
+            f"{folder}: need .jsonl or .parquet files of split {split!r}, one kind; it has {names}"
+        )
+    read = jsonl if chosen[0].suffix == ".jsonl" else parquet
+    parts = [read(file, need) for file in chosen]
+    rows = [row for part in parts for row in part] if len(parts) > 1 else parts[0]
+    return rows
+
+
+def digest(rows: Sequence[Any]) -> str:
+    """A SHA-256 by which a run notices that its rows have changed.
+
+    It is that of the files that rows are read from, or else of all rows in a list. Rows that are
+    made on demand follow from their settings: it is that of their number and the first 256.
+    """
+    found = hashlib.sha256()
+    if isinstance(rows, LazyRows) and rows.files:
+        for file in rows.files:
+            found.update(file_digest(file).encode())
+        return found.hexdigest()
+    few = rows[:256] if isinstance(rows, LazyRows) else rows
+    found.update(f"{len(rows)}\n".encode())
+    for row in few:
+        found.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return found.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:

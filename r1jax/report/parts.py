@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from html import escape
 
-from r1jax import monitors
+from r1jax import manifest, monitors
 from r1jax.metrics import duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS, change, interval_chart, number
@@ -20,7 +20,11 @@ from r1jax.report.data import (
 )
 
 NUM_PROBLEMS = 8  # shown with their answers before and after
-KINDS = {"Reinforce": "reinforcement learning", "Supervised": "supervised training"}
+KINDS = {
+    "Build": "data building",
+    "Reinforce": "reinforcement learning",
+    "Supervised": "supervised training",
+}
 LONGEST = 6000  # characters of an answer that are shown
 
 
@@ -131,6 +135,8 @@ def stage(run: RunData, name: str) -> str:
     rows = run.stages[name]
     kind = KINDS.get(run.settings.get(name, ""))
     parts = [f"<h2>{escape(name)}: {kind}</h2>" if kind else f"<h2>Stage {escape(name)}</h2>"]
+    if run.settings.get(name) == "Build":
+        return "".join([*parts, _row_counts(run, name)])
     text = (
         f"{rows[-1]['step']:,} steps. Noisy lines are drawn thin, with a thick moving mean; the "
         "number at a line's end is the thick line's last."
@@ -143,6 +149,14 @@ def stage(run: RunData, name: str) -> str:
         if charts:
             parts.append(f'<h3>{heading}</h3><div class="charts">\n{charts}</div>\n')
     return "".join(parts)
+
+
+def _row_counts(run: RunData, name: str) -> str:
+    """How many rows each step of data building left."""
+    entry = manifest.read(run.folder).get(name)
+    counts = entry.output.get("counts", []) if entry else []
+    lines = [f"<tr><td>{escape(one['name'])}</td><td>{one['rows']:,}</td></tr>" for one in counts]
+    return f"<table><tr><th>step</th><th>rows left</th></tr>{''.join(lines)}</table>\n"
 
 
 def answers(run: RunData, stage: str) -> str:

@@ -1,0 +1,117 @@
+"""Every kind of stage in the smallest sizes: a base, a data set sampled from it, SFT on it, RL.
+
+SFT begins with the base again, RL with problems that the base got right now and then.
+"""
+
+from functools import partial
+
+from r1jax.algos.advantages import grpo
+from r1jax.algos.losses import cross_entropy, policy_loss
+from r1jax.algos.weights import token_mean
+from r1jax.data import countdown, passes
+from r1jax.data.duplicates import decontaminate, distinct
+from r1jax.data.filters import right
+from r1jax.data.tokenizer import tiny
+from r1jax.settings import (
+    Build,
+    Built,
+    Checkpoints,
+    Engine,
+    Reinforce,
+    Run,
+    Sampled,
+    Supervised,
+    Task,
+    dense,
+)
+from r1jax.state import adamw
+
+WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
+ENGINE = Engine(max_prompt=8, max_new=16, slots=4)
+
+
+def even(row, answer):
+    """Right about half of the time by chance, so that tests have rows of both kinds."""
+    return float(len(answer.split()) % 2 == 0)
+
+
+def config() -> Run:
+    held_out = partial(countdown.rows, "test", num=9, seed=2, **WORLD)
+    base = Supervised(
+        name="base",
+        source=partial(countdown.attempts_rows, 50, seed=0, max_attempts=1, **WORLD),
+        steps=3,
+        batch_rows=4,
+        row_length=32,
+        micro_rows=4,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=1e-3),
+        checkpoints=Checkpoints(every=1),
+        log_every=1,
+    )
+    sampled = Build(
+        name="sampled",
+        source=partial(countdown.rows, "train", num=24, seed=1, **WORLD),
+        prompt=countdown.short_prompt,
+        answers=Sampled(engine=ENGINE),
+        samples=2,
+        accuracy=even,
+        at_once=4,
+        passes={
+            "wrong": partial(passes.keep, where=right),
+            "duplicates": distinct,
+            "contaminated": partial(decontaminate, against=(held_out,), size=4),
+        },
+    )
+    chosen = Build(
+        name="chosen",
+        source=Built(stage="sampled"),
+        passes={"problems": passes.problems},
+    )
+    return Run(
+        name="pipeline",
+        model=dense(vocab_size=128, dim=16, num_layers=1, num_heads=2, num_kv_heads=1, mlp_dim=16),
+        tokenizer=tiny,
+        stages=(
+            base,
+            sampled,
+            Supervised(
+                name="sft",
+                begin="base",
+                source=Built(stage="sampled"),
+                steps=3,
+                batch_rows=4,
+                row_length=32,
+                micro_rows=4,
+                loss=cross_entropy,
+                optimizer=partial(adamw, learning_rate=1e-3),
+                checkpoints=Checkpoints(every=1),
+                log_every=1,
+            ),
+            chosen,
+            Reinforce(
+                name="rl",
+                task=Task(
+                    train=Built(stage="chosen"),
+                    test=held_out,
+                    prompt=countdown.short_prompt,
+                    accuracy=even,
+                ),
+                order="given",
+                steps=3,
+                prompts=4,
+                group=2,
+                engine=ENGINE,
+                reward=even,
+                advantage=grpo,
+                loss=partial(policy_loss, clip_low=0.2, clip_high=0.2),
+                weight=token_mean,
+                optimizer=partial(adamw, learning_rate=1e-3),
+                row_length=32,
+                micro_rows=4,
+                evaluate_every=3,
+                evaluate_rows=8,
+                checkpoints=Checkpoints(every=1),
+            ),
+        ),
+    )

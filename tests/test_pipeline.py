@@ -1,0 +1,292 @@
+"""A run of every kind of stage: to the end, killed in each of them, and with bad inputs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from r1jax import config, dataset, manifest, pipeline
+from r1jax.data import passes
+from r1jax.data.sources import jsonl
+from r1jax.settings import Build, Built, Run, Supervised
+
+ROOT = Path(__file__).parents[1]
+CONFIG = Path(__file__).with_name("pipeline_config.py")
+DRIVER = Path(__file__).with_name("pipeline_driver.py")
+STAGES = ["base", "sampled", "sft", "chosen", "rl"]
+
+
+def drive(out: Path, *moments: str) -> list[int]:
+    """The exit codes of the processes that ran the config into `out`, killed at these moments."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(DRIVER), str(CONFIG), str(out), *moments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    codes = [int(code) for code in done.stdout.split()]
+    assert len(codes) == len(moments) + 1 and codes[-1] == 0, done.stderr
+    return codes[:-1]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run, never stopped."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    drive(out)
+    return out
+
+
+@pytest.fixture
+def copy(straight: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(straight, tmp_path / "run"))
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    """The bits of all that the last checkpoint of each stage holds."""
+    from orbax.checkpoint import v1 as ocp
+
+    found = {}
+    for name in ("base", "sft", "rl"):
+        with warnings.catch_warnings():  # orbax warns that arrays go where they were saved
+            warnings.simplefilter("ignore", UserWarning)
+            tree = ocp.load(out / "checkpoints" / name / "3" / "arrays")
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            found[name + jax.tree_util.keystr(path)] = np.asarray(x).tobytes()
+    return found
+
+
+def logs(out: Path) -> list[dict[str, Any]]:
+    """The lines of both logs, without times."""
+    lines = [
+        line
+        for name in ("metrics.jsonl", "samples.jsonl")
+        for line in (out / name).read_text().splitlines()
+    ]
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith("time/")}
+        for line in lines
+    ]
+
+
+def data(out: Path) -> dict[str, bytes]:
+    return {
+        str(f.relative_to(out)): f.read_bytes() for f in sorted((out / "data").rglob("*.json*"))
+    }
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+# --------------------------------------------------------------------------- to the end
+
+
+def test_the_manifest_ties_each_stage_to_what_it_was_made_from(straight: Path) -> None:
+    entries = manifest.read(straight)
+    assert list(entries) == STAGES and all(entry.done for entry in entries.values())
+    made = {name: entry.output["sha256"] for name, entry in entries.items()}
+    assert entries["sampled"].inputs["weights of base"] == made["base"]
+    assert entries["sft"].inputs == {
+        "weights of base": made["base"],
+        "rows of sampled": made["sampled"],
+    }
+    assert entries["chosen"].inputs == {"rows of sampled": made["sampled"]}
+    rl = entries["rl"].inputs
+    assert rl["weights of sft"] == made["sft"] and rl["rows of chosen"] == made["chosen"]
+    assert set(rl) == {"weights of sft", "rows of chosen", "task.test"}
+    assert "rl.group: 2" in entries["rl"].config
+    assert not any(line.startswith("sft") for line in entries["rl"].config)
+
+
+def test_counts_of_every_filter_are_what_the_files_show(straight: Path) -> None:
+    counts = manifest.read(straight)["sampled"].output["counts"]
+    answers = [
+        answer
+        for line in jsonl(straight / "data" / "sampled" / dataset.ANSWERS)
+        for answer in line["answers"]
+    ]
+    right = sum(answer["accuracy"] == 1.0 for answer in answers)
+    assert [count["name"] for count in counts][2:] == ["wrong", "duplicates", "contaminated"]
+    assert [count["rows"] for count in counts][:3] == [24, len(answers), right]
+    assert len(answers) == 48 and 0 < right < 48
+    assert counts[-1]["rows"] == len(jsonl(straight / "data" / "sampled" / dataset.ROWS))
+
+
+def test_problems_of_a_built_set_are_asked_in_the_order_given(straight: Path) -> None:
+    chosen = [row["id"] for row in jsonl(straight / "data" / "chosen" / dataset.ROWS)]
+    lines = [line for line in logs(straight) if line.get("split") == "train"]
+    asked = list(dict.fromkeys(line["row"]["id"] for line in lines if line["step"] == 1))
+    assert asked == chosen[: len(asked)]
+
+
+# --------------------------------------------------------------------------- killed
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_bits(straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    codes = drive(
+        out,
+        "base/unfinished/2/meta.json:1",
+        "sampled/answers.jsonl:3",
+        "sampled/.rows.jsonl.new:2",  # it is about to get its name
+        ".manifest.json.new:8",  # the last checkpoint of sft is there, and not yet entered
+        "chosen/.rows.jsonl.new:1",
+        "rl/unfinished/2/meta.json:1",
+    )
+    assert codes == [-9] * 6
+    assert weights(out) == weights(straight)
+    assert data(out) == data(straight)
+    assert logs(out) == logs(straight)
+
+
+# --------------------------------------------------------------------------- refused
+
+
+def settings_of(run: Run, **changes: Any) -> Run:
+    """The run with one of its stages changed: `base={"steps": 4}`."""
+    stages = tuple(replace(stage, **changes.get(stage.name, {})) for stage in run.stages)
+    return replace(run, stages=stages)
+
+
+def go_on(out: Path, run: Run | None = None) -> None:
+    """What the train command does once the config is found to be the folder's."""
+    run = run or config.load(str(CONFIG))
+    pipeline.run(run, out, text=config.describe(run), stopping=lambda: False)
+
+
+def undone(out: Path, *names: str) -> None:
+    """Makes these stages, the last ones, such as had never begun."""
+    entries = {n: e for n, e in manifest.read(out).items() if n not in names}
+    manifest.write(out, entries)
+    for name in names:
+        for folder in ("checkpoints", "data"):
+            shutil.rmtree(out / folder / name, ignore_errors=True)
+
+
+def test_done_stages_are_left_alone(copy: Path) -> None:
+    kept = ("checkpoints", "data", "manifest.json", "metrics.jsonl", "samples.jsonl")
+    before = {name: data for name, data in everything(copy).items() if name.startswith(kept)}
+    go_on(copy)
+    after = {name: data for name, data in everything(copy).items() if name.startswith(kept)}
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sampled": {"samples": 3}},
+            "stage sampled was made with another setting: sampled.samples was 2 and is 3 now; "
+            "use --out for a new folder",
+        ),
+        (
+            {"base": {"source": lambda: [{"prompt": "make", "answer": " 1"}]}},
+            "stage base was made with another setting: base.source was ",
+        ),
+    ],
+)
+def test_a_changed_setting_of_a_done_stage_is_one_line(copy: Path, changes, message) -> None:
+    before = everything(copy)
+    run = settings_of(config.load(str(CONFIG)), **changes)
+    with pytest.raises(ValueError) as caught:
+        go_on(copy, run)
+    assert str(caught.value).startswith(f"{copy}: {message}")
+    assert {**everything(copy), "machine.json": b""} == {**before, "machine.json": b""}
+
+
+def test_a_changed_input_of_a_done_stage_is_one_line(copy: Path) -> None:
+    entries = manifest.read(copy)
+    inputs = {**entries["base"].inputs, "source": "0" * 64}  # as if made from other rows
+    manifest.write(copy, {**entries, "base": replace(entries["base"], inputs=inputs)})
+    with pytest.raises(ValueError, match=r"another input: source was 000000000000\.\.\. and is "):
+        go_on(copy)
+
+
+def test_passes_may_change_until_the_data_set_is_done(tmp_path: Path) -> None:
+    config = ["cold.passes.long.most: 9", "cold.samples: 4"]
+    there = manifest.Entry(name="cold", config=config, inputs={"source": "1", "passes: a": "2"})
+    here = replace(there, config=config[1:], inputs={"source": "1"})
+    manifest.same_or_fail(tmp_path, there, here)
+    with pytest.raises(ValueError, match=r"setting: cold.passes.long.most was 9 and is absent now"):
+        manifest.same_or_fail(tmp_path, replace(there, done=True), here)
+    with pytest.raises(ValueError, match=r"another input: source was 1 and is 3 now"):
+        manifest.same_or_fail(tmp_path, there, replace(here, inputs={"source": "3"}))
+
+
+def test_a_file_that_a_pass_reads_is_an_input(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text("{}\n")
+    against = partial(len, [partial(jsonl, file), partial(jsonl, tmp_path / "none")])
+    assert list(pipeline.files_in({"contaminated": against})) == [file]
+
+
+def test_a_missing_or_changed_input_is_one_line_that_names_both_stages(copy: Path) -> None:
+    undone(copy, "sft", "chosen", "rl")
+    rows = copy / "data" / "sampled" / dataset.ROWS
+    good = rows.read_bytes()
+    rows.write_bytes(good[: good.index(b"\n") + 1])
+    last = manifest.read(copy)["sampled"]
+    run = config.load(str(CONFIG))
+    sft = run.stages[2]
+    assert isinstance(sft, Supervised)
+    for found, message in (
+        (good[: good.index(b"\n") + 1], "was changed after it was made"),
+        (None, "no such file"),
+    ):
+        rows.unlink(missing_ok=True)
+        if found:
+            rows.write_bytes(found)
+        with pytest.raises(ValueError, match=rf"^stage sft needs the rows of sampled: .*{message}"):
+            pipeline.whole_or_fail("sft", "sampled", copy, {"sampled": last})
+    rows.write_bytes(good)
+    shutil.rmtree(copy / "checkpoints" / "base" / "3")
+    with pytest.raises(
+        ValueError, match=r"^stage sft needs the weights of base: no checkpoint 3 in "
+    ):
+        go_on(copy)
+    assert rows.read_bytes() == good
+
+
+def test_a_new_stage_can_only_come_after_those_that_have_begun(copy: Path) -> None:
+    run = config.load(str(CONFIG))
+    base, sampled, *rest = run.stages
+    with pytest.raises(ValueError, match=r"has begun with the stages base, sampled, sft, chosen"):
+        go_on(copy, replace(run, stages=(base, replace(base, name="more"), sampled, *rest)))
+
+
+def test_a_damaged_manifest_is_one_line(copy: Path) -> None:
+    (copy / manifest.FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json is damaged: "):
+        go_on(copy)
+
+
+def test_rows_of_another_stage_stand_wherever_a_source_can() -> None:
+    mixed = partial(passes.mix, others=Built(stage="a"), ratio=(3, 1))
+    cfg = Build(name="b", source=Built(stage="a"), passes={"mixed": mixed})
+    found = pipeline.with_rows(cfg, lambda name: lambda: [{"stage": name}])
+    assert found.source() == [{"stage": "a"}]
+    assert found.passes["mixed"].keywords["others"]() == [{"stage": "a"}]
+    assert found.passes["mixed"].keywords["ratio"] == (3, 1)
+    with pytest.raises(ValueError, match="the rows of stage a are there only while"):
+        cfg.source()
+
+
+def test_the_report_shows_how_many_rows_each_pass_left(straight: Path) -> None:
+    page = (straight / "report.html").read_text()
+    counts = manifest.read(straight)["sampled"].output["counts"]
+    places = [page.index(f"<td>{one['name']}</td><td>{one['rows']}</td>") for one in counts]
+    assert "sampled: data building" in page and places == sorted(places)
