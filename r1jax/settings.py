@@ -270,11 +270,17 @@ class Engine:
     max_new: int  # tokens an answer may have, its end token included
     slots: int  # answers decoded at the same time
     sampling: Sampling = field(default_factory=Sampling)
+    prefill_chunk: int = 0  # prompt tokens computed at a time; 0: all of them
+    keep_routing: bool = False  # the experts of each token, for the update to take them again
+    draft: Literal["none", "coupled", "rejection"] = "none"  # the first prediction module drafts a
+    # token at each step; see `r1jax.rollout.sampling.DRAFTS` for how it is checked
 
     def __post_init__(self) -> None:
         for name in ("max_prompt", "max_new", "slots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.prefill_chunk < 0:
+            raise ValueError(f"prefill_chunk must be >= 0 (0: all), got {self.prefill_chunk}")
 
 
 # --------------------------------------------------------------------------- stages
@@ -301,6 +307,21 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Auxiliary:
+    """What an update does beside its loss, for models with experts or prediction modules."""
+
+    mtp_weight: float = 0.0  # of the prediction modules' loss; DeepSeek-V3: 0.3, later 0.1
+    mtp_alone: bool = False  # that loss trains the modules and leaves the model as it is
+    balance_weight: float = 0.0  # of the sequence-wise balance loss; DeepSeek-V3: 0.0001
+    bias_rate: float = 0.0  # by which an update moves routers' biases; DeepSeek-V3: 0.001, then 0
+
+    def __post_init__(self) -> None:
+        for name in ("mtp_weight", "balance_weight", "bias_rate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Supervised:
     """Training on given text: pretraining, SFT. Rows have `prompt` and `answer` texts."""
 
@@ -314,6 +335,7 @@ class Supervised:
     loss: Callable[..., Any]
     optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
     on_prompt: bool = False  # train on the prompt's tokens too
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     log_every: int = 10
 
@@ -394,6 +416,7 @@ class Reinforce:
     epochs: int = 1  # passes over a rollout
     row_length: int  # tokens in a packed row of the update
     micro_rows: int  # packed rows that are on the device at once
+    auxiliary: Auxiliary = field(default_factory=Auxiliary)
     reference: Literal["none", "start", "moving"] = "none"  # the frozen model of the KL term
     reference_every: int = 400  # steps between replacements of a moving reference
     evaluate_every: int = 25  # steps; also before the first and after the last
@@ -524,6 +547,8 @@ class Run:
                         f"stage {stage.name} needs {wanted!r}, which must be a stage before it: "
                         f"{', '.join(filter(None, known)) or 'there is none that it could use'}"
                     )
+            if not isinstance(stage, Build):
+                _check_parts(self.model, stage)
 
 
 def named_weights(stage: Stage) -> str | None:
@@ -548,3 +573,22 @@ def built(value: Any) -> Iterator[Built]:
             yield from built(item)
     elif is_dataclass(value) and not isinstance(value, type):
         yield from built([getattr(value, one.name) for one in fields(value)])
+
+
+def _check_parts(model: Decoder, stage: Supervised | Reinforce) -> None:
+    """Raises ValueError if a stage counts on parts that the model lacks."""
+    scores = {group.mlp.score for group in model.groups if isinstance(group.mlp, Experts)}
+    needs = [
+        ("auxiliary.mtp_weight", stage.auxiliary.mtp_weight, model.num_mtp, "num_mtp >= 1"),
+        ("auxiliary.balance_weight", stage.auxiliary.balance_weight, scores, "experts"),
+        ("auxiliary.bias_rate", stage.auxiliary.bias_rate, "sigmoid" in scores, "sigmoid experts"),
+    ]
+    if isinstance(stage, Reinforce):
+        drafts = stage.engine.draft != "none"
+        needs += [
+            ("engine.draft", drafts, model.num_mtp, "num_mtp >= 1"),
+            ("engine.keep_routing", stage.engine.keep_routing, scores, "experts"),
+        ]
+    for name, wanted, there, what in needs:
+        if wanted and not there:
+            raise ValueError(f"{stage.name}.{name} needs a model with {what}")

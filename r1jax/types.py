@@ -51,6 +51,10 @@ class Rollout(struct.PyTreeNode, kw_only=True):
     entropy: Float[Array, "B A"] | None = None  # of the policy that `logp_old` is of
     value: Float[Array, "B A"] | None = None  # the critic's return expected before each token
     process: Float[Array, "B A"] | None = None  # a process reward model's reward of each token
+    prompt_choice: Int[Array, "N P E k"] | None = None  # experts that tokens took, in E layers
+    answer_choice: Int[Array, "B A E k"] | None = None
+    drafted: Int[Array, ""] | None = None  # tokens, by a prediction module
+    accepted: Int[Array, ""] | None = None  # of those
 
 
 class Batch(struct.PyTreeNode, kw_only=True):
@@ -78,6 +82,7 @@ class Batch(struct.PyTreeNode, kw_only=True):
     num_tokens: Float[Array, ""]
     prompt: Int[Array, "B T"] | None = None  # the segment that this token's continues; 0: none
     before: Int[Array, "B T"] | None = None  # the column of the token before; any at position 0
+    choice: Int[Array, "B T E k"] | None = None  # experts to take, in E layers; -1: the router's
     advantage: Float[Array, "B T"] | None = None
     logp_rollout: Float[Array, "B T"] | None = None
     logp_old: Float[Array, "B T"] | None = None

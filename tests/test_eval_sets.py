@@ -164,9 +164,9 @@ def test_parquet_is_read_where_pyarrow_is(tmp_path: Path):
 
 
 def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"a\.parquet: reading parquet needs pyarrow"):
+    with pytest.raises(ValueError, match=r"a\.parquet: Parquet files need pyarrow"):
         records(tmp_path / "a.parquet")
 
 

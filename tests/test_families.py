@@ -13,8 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from r1jax import settings
-from r1jax.kernels.attention import decode_attention
-from r1jax.models import decoder, hf, mla
+from r1jax.models import decoder, hf
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = sorted(path.name for path in (GOLDEN / "models").iterdir())
@@ -98,56 +97,6 @@ def test_left_padding_and_packing_change_no_logit(family: str) -> None:
     hidden, _ = decoder.forward(cfg, params, *rows)
     packed = hidden @ decoder.head(cfg, params).T
     np.testing.assert_allclose(packed.reshape(want.shape), want, atol=1e-4, rtol=0)
-
-
-def cached_attend(mixer, caches: list, i: int, t: int, length: int):
-    """Attention of one new token at position t, whose cache is an array of `length` entries."""
-    visible = jnp.arange(length)[None] <= t
-
-    def over_latents(q, entry):
-        caches[i] = caches[i].at[:, t].set(entry)
-        seen = jnp.broadcast_to(visible, (q.shape[0], length))
-        # In two pieces, as an engine has them.
-        pieces = [caches[i][:, :10], caches[i][:, 10:]]
-        return mla.latent_attention(q, pieces, seen, rank=mixer.kv_rank), None
-
-    def over_keys(q, k, v):
-        keys, values = caches[i]
-        caches[i] = keys.at[..., t].set(k), values.at[:, :, t].set(v)
-        seen = jnp.broadcast_to(visible, (q.shape[0], length))
-        return decode_attention(q, [caches[i][0]], [caches[i][1]], seen), None
-
-    return over_latents if isinstance(mixer, settings.Latent) else over_keys
-
-
-@pytest.mark.parametrize("family", ["llama3", "qwen3_moe", "deepseek_v3"])
-def test_decoding_with_a_cache_is_the_full_forward(family: str) -> None:
-    cfg, params, expected = golden(GOLDEN / "models" / family)
-    tokens = jnp.asarray(expected["tokens"])
-    batch, length = tokens.shape
-    unstacked = decoder.unstack(cfg, params)
-    empty = []
-    for group, _ in unstacked:
-        mixer = group.mixer
-        if isinstance(mixer, settings.Latent):  # the latent and the rotary key, and no more
-            empty.append(jnp.zeros((batch, length, mixer.kv_rank + mixer.rope_dim)))
-        else:
-            size = (batch, mixer.num_kv_heads)
-            keys, values = (mixer.head_dim, length), (length, mixer.head_dim)
-            empty.append((jnp.zeros((*size, *keys)), jnp.zeros((*size, *values))))
-
-    def step(caches: list, t: jax.Array) -> tuple[list, jax.Array]:
-        caches = list(caches)
-        attends = [
-            cached_attend(group.mixer, caches, i, t, length)
-            for i, (group, _) in enumerate(unstacked)
-        ]
-        position = jnp.full((batch,), t)
-        hidden, _ = decoder.decode_step(cfg, params, unstacked, tokens[:, t], position, attends)
-        return caches, hidden @ decoder.head(cfg, params).T
-
-    _, found = jax.jit(lambda: jax.lax.scan(step, empty, jnp.arange(length)))()
-    np.testing.assert_allclose(found.swapaxes(0, 1), expected["logits"], atol=1e-4, rtol=0)
 
 
 def test_the_cache_that_prefill_keeps_is_what_decoding_would_have_made() -> None:

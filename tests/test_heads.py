@@ -47,10 +47,10 @@ def test_the_prediction_modules_logits_are_those_of_transformers() -> None:
     weight = jnp.ones(tokens.shape)
     args = (hidden, tokens, position, segment, weight)
     loss = jax.jit(partial(mtp.loss, cfg))
-    np.testing.assert_allclose(loss(params, *args), want, rtol=1e-5)
+    np.testing.assert_allclose(loss(params, *args)[0], want, rtol=1e-5)
     packed = [x.reshape(1, -1, *x.shape[2:]) for x in args]
     packed[3] = jnp.repeat(jnp.asarray([1, 2]), tokens.shape[1])[None]
-    np.testing.assert_allclose(loss(params, *packed), want, rtol=1e-5)
+    np.testing.assert_allclose(loss(params, *packed)[0], want, rtol=1e-5)
 
 
 def test_a_second_module_looks_one_token_further_and_no_state_looks_beyond() -> None:

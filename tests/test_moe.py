@@ -216,7 +216,9 @@ def test_the_sequence_balance_is_the_papers_sum_for_each_sequence() -> None:
         share = score[row][here] / score[row][here].sum(-1, keepdims=True)
         each.append((used * share.mean(0)).sum())
     routing = moe.Routing(choice=jnp.asarray(choice), score=jnp.asarray(score))
-    found = moe.sequence_balance(routing, jnp.asarray(segment), max_segments=3)
+    length = np.asarray([[4, 4, 4, 4, 3, 3, 3, 1, 1], [9] * 9])
+    weight = np.where(segment > 0, 1 / (3 * length), 0).astype(np.float32)  # a third for each
+    found = moe.sequence_balance(routing, jnp.asarray(segment), jnp.asarray(weight))
     np.testing.assert_allclose(found, np.mean(each), rtol=1e-5)
 
 

@@ -279,6 +279,25 @@ def place_rollouts(
     return {**fields, "num_tokens": num_tokens}
 
 
+def place_choices(
+    packing: RolloutPacking,
+    *,
+    prompt: Int[np.ndarray, "N P E k"],
+    answer: Int[np.ndarray, "B A E k"],
+    num_rows: int,
+) -> Int[np.ndarray, "R T E k"]:
+    """The experts that each token of the rows of `place_rollouts` took; -1 where no token is."""
+    shape = num_rows, packing.prompts.row_length, *answer.shape[2:]
+    rows = np.full(shape, -1, answer.dtype)
+    for p, (row, start, end) in zip(
+        packing.prompt_of.tolist(), _spans(packing.prompts), strict=True
+    ):
+        rows[row, start:end] = prompt[p, : end - start]
+    for i, (row, start, end) in enumerate(_spans(packing.answers)):
+        rows[row, start:end] = answer[i, : end - start]
+    return rows
+
+
 def collect(
     packing: RolloutPacking, rows: Float[np.ndarray, "R T"], *, width: int
 ) -> Float[np.ndarray, "B A"]:

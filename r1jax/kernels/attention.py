@@ -111,11 +111,13 @@ def decode_attention(
     q: Float[Array, "B K R H"],
     keys: Sequence[Float[Array, "B K H _"]],
     values: Sequence[Float[Array, "B K _ H"]],
-    visible: Bool[Array, "B S"],
+    visible: Bool[Array, "B S"] | Bool[Array, "B R S"],
     *,
     sums: Sums = as_they_come,
 ) -> Float[Array, "B K R H"]:
-    """Softmax attention of one query per row over cached pieces, S keys in all.
+    """Softmax attention over cached pieces, S keys in all, of a row's one token or of several.
+
+    A key-value head's R queries see the same keys, or each what `visible` says of it.
 
     Pieces stay apart, as joining them would copy the cache at every token. Keys lie with the
     position last and values with the head last: both products then read memory in order. Keys are
@@ -126,7 +128,8 @@ def decode_attention(
         [jnp.einsum("bkrh,bkhs->bkrs", q, k, preferred_element_type=jnp.float32) for k in keys],
         axis=-1,
     )
-    score = jnp.where(visible[:, None, None], score, MASKED)
+    see = visible[:, None, None] if visible.ndim == 2 else visible[:, None]
+    score = jnp.where(see, score, MASKED)
     part = jnp.exp(score - jnp.max(score, axis=-1, keepdims=True))
 
     def weigh(part: jax.Array, *values: jax.Array) -> jax.Array:

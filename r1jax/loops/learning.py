@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import Float
 
 from r1jax import schedules, settings, sharding
 from r1jax.data.packing import collect
+from r1jax.loops import auxiliary
 from r1jax.loops.batches import pack_answers
 from r1jax.loops.run import Context, stream_key, to_floats
 from r1jax.loops.step import (
@@ -60,10 +62,13 @@ def begin(cfg: settings.Reinforce, context: Context, params: Params) -> tuple[Le
         own = init_state(copied, second, reference=critic.reference)
         state = state.replace(critic=own)
         update_critic = make_update(make_critic_objective(model, critic), second)
-    objective = make_objective(model, cfg.loss, critic=critic if shares else None)
+    objective = make_objective(
+        model, cfg.loss, critic=critic if shares else None, extra=cfg.auxiliary
+    )
+    settle = partial(auxiliary.balanced, model, cfg.auxiliary)
     learner = Learner(
         logp_of=make_logp(model),
-        update=make_update(objective, optimizer),
+        update=make_update(objective, optimizer, settle=settle),
         score=score,
         update_critic=update_critic,
     )
@@ -87,7 +92,13 @@ def look_again(
     temperature = temperature_at(cfg, step)
     passes: dict[tuple[str, ...], Callable[[Batch], tuple[jax.Array, ...]]] = {}
     if state.reference is not None:
-        passes["logp_ref",] = lambda b: learner.logp_of(state.reference, b, temperature)[:1]
+        passes["logp_ref",] = (
+            lambda b: learner.logp_of(
+                state.reference,
+                b.replace(choice=None),  # it has a routing of its own
+                temperature,
+            )[:1]
+        )
     if cfg.old == "trainer":
         passes["logp_old", "entropy"] = lambda b: learner.logp_of(state.params, b, temperature)
     own = state if state.critic is None else state.critic
@@ -231,6 +242,7 @@ def learn(
                 {**extras, "weight": weight(mask[part])},
                 row_length=cfg.row_length,
                 micro_rows=cfg.micro_rows,
+                share_prompts=not cfg.auxiliary.mtp_weight,
             )
             placed = [sharding.put(b, context.mesh, "batch") for b in batches]
             state, measured = update(state, placed, **numbers)

@@ -222,6 +222,8 @@ def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[s
         "slots_busy": float(rollout.answer_length.sum() / rollout.slot_steps),
         **answer_means(rollout, scored),
     }
+    if rollout.drafted is not None:
+        values["drafts_accepted"] = float(rollout.accepted / max(rollout.drafted, 1))
     values |= {f"reward/{name}": value for name, value in means(scored.parts).items()}
     return values
 
@@ -236,7 +238,9 @@ def make_evaluation(
 
     The same random numbers every time, so that two evaluations differ by the weights alone.
     """
-    sample = make_sample(cfg, 1, cfg.evaluate_sampling, context)
+    engine = dataclasses.replace(cfg.engine, keep_routing=False)
+    without = dataclasses.replace(cfg, engine=engine)
+    sample = make_sample(without, 1, cfg.evaluate_sampling, context)
     key = stream_key(context.run.seed, f"{cfg.name}/evaluate", 0)
 
     def evaluate(params: Params, step: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from r1jax import settings
 from r1jax.kernels.logprob import token_logp
+from r1jax.loops import auxiliary
 from r1jax.models import decoder
 from r1jax.types import Batch, Params, TrainState
 
@@ -21,6 +22,7 @@ Number = float | jax.Array
 Numbers = dict[str, Any]
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 Metrics = dict[str, jax.Array]
+Settle = Callable[[Params, Metrics], tuple[Params, Metrics]]
 Sums = tuple[Params, dict[str, Any]]  # with a leading dimension: the parts of the `data` axis
 
 
@@ -30,9 +32,11 @@ def states_before(cfg: settings.Decoder, params: Params, batch: Batch) -> Float[
     For the first answer token that is the prompt's last, wherever in the row the prompt lies. At
     position 0, which nothing precedes, it is anything finite.
     """
-    hidden, _ = decoder.forward(
-        cfg, params, batch.tokens, batch.position, batch.segment, batch.prompt
-    )
+    return shifted(auxiliary.run_batch(cfg, params, batch).hidden, batch)
+
+
+def shifted(hidden: Float[Array, "B T D"], batch: Batch) -> Float[Array, "B T D"]:
+    """`states_before` from the states that the model ends in."""
     if batch.before is None:
         return jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return jnp.take_along_axis(hidden, batch.before[..., None], axis=1)
@@ -62,18 +66,25 @@ def batch_logp(
 
 
 def make_objective(
-    cfg: settings.Decoder, loss: Loss, *, critic: settings.Critic | None = None
+    cfg: settings.Decoder,
+    loss: Loss,
+    *,
+    critic: settings.Critic | None = None,
+    extra: settings.Auxiliary | None = None,
 ) -> Objective:
     """The function (params, batch, numbers) -> (loss, metrics) whose gradient moves a policy.
 
     `numbers` go to the loss, but for `temperature`, at which the tokens were drawn. A critic on the
-    policy's trunk adds `critic.share` times its own loss; its metrics are named critic/...
+    policy's trunk adds `critic.share` times its own loss; its metrics are named critic/... `extra`
+    adds what `auxiliary.added` does, and `make_update` then wants `auxiliary.balanced`. The metric
+    `loss` is without either.
     """
 
     def objective(params: Params, batch: Batch, numbers: Numbers) -> tuple[jax.Array, Metrics]:
         numbers = dict(numbers)
         temperature = numbers.pop("temperature", 1.0)
-        states = states_before(cfg, params, batch)
+        out = auxiliary.run_batch(cfg, params, batch)
+        states = shifted(out.hidden, batch)
         logp, entropy = batch_logp(cfg, params, states, batch, temperature=temperature)
         value, metrics = loss(logp, batch.replace(entropy=entropy), **numbers)
         entropy = jnp.where(batch.mask, jax.lax.stop_gradient(entropy), 0.0)
@@ -85,6 +96,9 @@ def make_objective(
             more, found = critic.loss(critic.score(cfg, params, states, batch), batch)
             value = value + critic.share * more
             metrics |= {f"critic/{name}": number for name, number in found.items()}
+        if extra is not None:
+            more, found = auxiliary.added(cfg, extra, params, batch, out)
+            value, metrics = value + more, metrics | found
         return value, metrics
 
     return objective
@@ -94,6 +108,7 @@ def make_critic_objective(cfg: settings.Decoder, critic: settings.Critic) -> Obj
     """As `make_objective`, of a critic with a trunk of its own; `numbers` go to its loss."""
 
     def objective(params: Params, batch: Batch, numbers: Numbers) -> tuple[jax.Array, Metrics]:
+        batch = batch.replace(choice=None)  # a trunk of its own has a routing of its own
         states = states_before(cfg, params, batch)
         return critic.loss(critic.score(cfg, params, states, batch), batch, **numbers)
 
@@ -101,7 +116,10 @@ def make_critic_objective(cfg: settings.Decoder, critic: settings.Critic) -> Obj
 
 
 def make_update(
-    objective: Objective, optimizer: optax.GradientTransformation
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    settle: Settle | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The function (state, micro-batches, **numbers) -> (state, metrics): one update.
 
@@ -110,7 +128,8 @@ def make_update(
     Gradients of the micro-batches are summed, each part of the `data` axis by itself until the
     last. A batch's weights carry the normaliser of the whole update, so the result does not depend
     on how it was cut. All micro-batches have one shape: three programs are compiled, whatever
-    their number. Metrics are means over the update's tokens, but `gap`, the largest.
+    their number. Metrics are means over the update's tokens, but `gap`, the largest. `settle` gets
+    the new weights and the metrics, and gives both as they shall be.
     """
 
     gradient = jax.grad(objective, has_aux=True)
@@ -149,6 +168,8 @@ def make_update(
         }
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
+        if settle is not None:
+            params, metrics = settle(params, metrics)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -234,6 +255,8 @@ def make_score(
     """The jitted function (params, batch) -> what the critic says of each token."""
 
     def share(params: Params, batch: Batch) -> Float[Array, "B T"]:
+        if critic.trunk != "policy":
+            batch = batch.replace(choice=None)  # it has a routing of its own
         return critic.score(cfg, params, states_before(cfg, params, batch), batch)
 
     return jax.jit(lambda params, batch: by_rows(share, batch, PartitionSpec())(params, batch))

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from r1jax import metrics, settings, sharding
 from r1jax.data.packing import packed_batches
+from r1jax.loops import auxiliary
 from r1jax.loops.batches import cut
 from r1jax.loops.run import Context, check_finite, end_step, resumed, to_floats
 from r1jax.loops.step import make_objective, make_update
@@ -18,7 +20,9 @@ FIRST = 256  # rows that are looked at before a run begins
 def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
     """The weights after `cfg.steps` updates from `params`; goes on where a checkpoint ends."""
     optimizer = cfg.optimizer(cfg.steps)
-    update = make_update(make_objective(context.run.model, cfg.loss), optimizer)
+    objective = make_objective(context.run.model, cfg.loss, extra=cfg.auxiliary)
+    settle = partial(auxiliary.balanced, context.run.model, cfg.auxiliary)
+    update = make_update(objective, optimizer, settle=settle)
     stream = packed_batches(
         cfg.source(),
         lambda rows: encode_rows(context.tokenizer, rows),

@@ -33,6 +33,14 @@ class Outputs(struct.PyTreeNode, kw_only=True):
     routing: list[moe.Routing | None] | None = None  # None for a group without experts
 
 
+class Decoded(NamedTuple):
+    """What new tokens give. Lists are over layers."""
+
+    hidden: jax.Array  # after the last norm
+    cache: list[Any]  # what each layer's `attend` carries
+    routing: list[moe.Routing | None]
+
+
 def leaves(cfg: settings.Decoder) -> Params:
     """Every weight of the model. Group g's layers are stacked in `groups[g]`, dimension 0."""
     params: Params = {
@@ -278,6 +286,21 @@ def logits(
     )
 
 
+def compute_weights(cfg: settings.Decoder, params: Params) -> Params:
+    """The weights in the compute dtype, as `layer` would cast each of them at every use.
+
+    Those of norms and routers stay: they are used in float32, in training too.
+    """
+
+    def cast(path: Any, weight: jax.Array) -> jax.Array:
+        name = path[-1].key
+        if "norm" in name or name in moe.IN_FLOAT32:
+            return weight
+        return weight.astype(jnp.dtype(cfg.dtype))
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def unstack(
     cfg: settings.Decoder, params: Params, *, turn: bool = False
 ) -> list[tuple[settings.Group, Params]]:
@@ -301,21 +324,25 @@ def decode_step(
     cfg: settings.Decoder,
     params: Params,
     unstacked: Sequence[tuple[settings.Group, Params]],
-    tokens: Int[Array, " B"],
-    position: Int[Array, " B"],
+    tokens: Int[Array, "B ..."],
+    position: Int[Array, "B ..."],
     attends: Sequence[Attend],
-) -> tuple[Float[Array, "B D"], list[Any]]:
-    """Final hidden state of one new token per row, and each layer's new cache.
+) -> Decoded:
+    """The final hidden states of new tokens, one or several to a row.
 
     A layer with latent attention takes an `attend` as `mla.mla_decode` does.
     """
-    x = constrain(embed(cfg, params, tokens), "batch", None)
-    caches = []
+    x = constrain(embed(cfg, params, tokens), "batch", *(None,) * tokens.ndim)
+    caches, routings = [], []
     rope: dict[int, Rope] = {}
     for (group, weights), attend in zip(unstacked, attends, strict=True):
         size = rotated(group.mixer)
         if size not in rope:
             rope[size] = rope_angles(cfg, position, size)
-        x, cache, _ = layer(cfg, group, weights, x, rope=rope[size], attend=attend, decoding=True)
+        x, cache, routing = layer(
+            cfg, group, weights, x, rope=rope[size], attend=attend, decoding=True
+        )
         caches.append(cache)
-    return layers.rms_norm(params["norm"], x, cfg.norm_eps, sums=sums(cfg)), caches
+        routings.append(routing)
+    hidden = layers.rms_norm(params["norm"], x, cfg.norm_eps, sums=sums(cfg))
+    return Decoded(hidden, caches, routings)

@@ -111,19 +111,20 @@ def mla_decode(
 def latent_attention(
     q: Float[Array, "B N E"],
     entries: Sequence[Float[Array, "B _ E"]],
-    visible: Bool[Array, "B S"],
+    visible: Bool[Array, "B S"] | Bool[Array, "B N S"],
     *,
     rank: int,
 ) -> Float[Array, "B N C"]:
     """Softmax-weighted sums of the latents, the first `rank` numbers of entries; S in all.
 
-    Pieces stay apart, as joining them would copy the cache at every token.
+    Pieces stay apart, as joining them would copy the cache at every token. What is `visible` may
+    differ from query to query.
     """
     score = jnp.concatenate(
         [jnp.einsum("bne,bse->bns", q, e, preferred_element_type=jnp.float32) for e in entries],
         axis=-1,
     )
-    score = jnp.where(visible[:, None], score, MASKED)
+    score = jnp.where(visible[:, None] if visible.ndim == 2 else visible, score, MASKED)
     weight = jax.nn.softmax(score, axis=-1).astype(q.dtype)
     out, start = jnp.zeros((*q.shape[:2], rank), q.dtype), 0
     for e in entries:

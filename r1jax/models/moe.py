@@ -5,6 +5,7 @@ and sends them to the devices that hold their experts, along the mesh axis `expe
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from r1jax.types import Params
 
 SLACK = 1.25  # room for rows from one device to another in a round, over an even share
 GATHERED = ("gate", "up", "down")  # the weights that have one matrix an expert
+IN_FLOAT32 = ("router", "router_bias")  # the weights that no compute dtype changes
 
 
 class Routing(struct.PyTreeNode, kw_only=True):
@@ -59,7 +61,8 @@ def experts(
     """The weighted sum of the chosen experts' outputs, and what the router said.
 
     With `choice` those experts are taken whatever the router says now; the weights are still its
-    own (replay of a rollout's routing). On a mesh the tokens are split over data, fsdp and expert.
+    own (replay of a rollout's routing). A token whose choice is negative was not recorded and
+    chooses for itself. On a mesh the tokens are split over data, fsdp and expert.
     """
     with jax.named_scope("router"):
         weight, routing = route(cfg, params, x, choice=choice)
@@ -94,8 +97,8 @@ def route(
         score = jax.nn.sigmoid(logit)
     else:
         score = jax.nn.softmax(logit, axis=-1)
-    if choice is None:
-        choice = choose(cfg, score, params.get("router_bias"))
+    own = choose(cfg, score, params.get("router_bias"))
+    choice = own if choice is None else jnp.where(choice < 0, own, choice.astype(own.dtype))
     weight = jnp.take_along_axis(score, choice, axis=-1)
     if cfg.normalise:
         weight = weight / (jnp.sum(weight, axis=-1, keepdims=True) + 1e-20)
@@ -254,36 +257,88 @@ def update_bias(
 
 
 def sequence_balance(
-    routing: Routing, segment: Int[Array, "B T"], *, max_segments: int
+    routing: Routing, segment: Int[Array, "B T"], weight: Float[Array, "B T"]
 ) -> Float[Array, ""]:
-    """The mean over sequences of sum_e f_e P_e; 1 where experts are used evenly.
+    """The sum over sequences of sum_e f_e P_e, which is 1 where experts are used evenly, each
+    times the sum of `weight` over its tokens.
 
     f_e is the share of a sequence's choices that went to e, times E; P_e is the mean of its scores
-    that are normalised over experts. `segment` counts from 1 in each row, 0 being padding;
-    sequences after the first `max_segments` of a row are left out.
+    that are normalised over experts. `segment` counts from 1 in each row, 0 being padding. Weights
+    that sum to 1 over an update make a mean that does not depend on how it is packed or cut.
 
     Source: DeepSeek-V3, arXiv:2412.19437, eq. 17-20 (there times 0.0001).
     """
     num_experts, top_k = routing.score.shape[-1], routing.choice.shape[-1]
-    member = jax.nn.one_hot(segment - 1, max_segments, dtype=jnp.float32)  # padding: all 0
-    length = jnp.sum(member, axis=1)  # [B, segments]
+
+    def sums(x: jax.Array) -> jax.Array:  # over each sequence's tokens; [B, T, ...]
+        empty = jnp.zeros((x.shape[1] + 1, *x.shape[2:]), jnp.float32)
+        return jax.vmap(lambda x, s: empty.at[s].add(x)[1:])(x, segment)
+
     hit = jnp.sum(jax.nn.one_hot(routing.choice, num_experts, dtype=jnp.float32), axis=-2)
     share = routing.score / (jnp.sum(routing.score, axis=-1, keepdims=True) + 1e-20)
-    each = jnp.maximum(length, 1.0)[..., None]
-    used = jnp.einsum("bts,bte->bse", member, hit) / each * (num_experts / top_k)
-    mean = jnp.einsum("bts,bte->bse", member, share) / each
-    real = length > 0
-    total = jnp.sum(jnp.where(real, jnp.sum(used * mean, axis=-1), 0.0))
-    return total / jnp.maximum(jnp.sum(real.astype(jnp.float32)), 1.0)
+    length = jnp.maximum(sums(jnp.ones(segment.shape, jnp.float32)), 1.0)[..., None]
+    each = jnp.sum(sums(hit) / length * (num_experts / top_k) * (sums(share) / length), axis=-1)
+    return jnp.sum(each * sums(weight))
 
 
-def moved(params: Params, loads: list[Any], *, rate: float) -> Params:
+def moved(
+    params: Params, loads: Sequence[Any], *, rate: float, mtp_load: jax.Array | None = None
+) -> Params:
     """The model's weights with every `router_bias` moved; `loads[g]` is [count, E], or None where
-    group g has no experts with a bias."""
-    groups = []
-    for group, load_ in zip(params["groups"], loads, strict=True):
-        if load_ is not None and "router_bias" in group["mlp"]:
-            bias = update_bias(group["mlp"]["router_bias"], load_, rate=rate)
-            group = {**group, "mlp": {**group["mlp"], "router_bias": bias}}
-        groups.append(group)
-    return {**params, "groups": groups}
+    group g has no experts with a bias. `mtp_load` is that of the prediction modules."""
+
+    def move(layer: Params, load_: jax.Array | None) -> Params:
+        if load_ is None or "router_bias" not in layer["mlp"]:
+            return layer
+        bias = update_bias(layer["mlp"]["router_bias"], load_, rate=rate)
+        return {**layer, "mlp": {**layer["mlp"], "router_bias": bias}}
+
+    groups = [move(*pair) for pair in zip(params["groups"], loads, strict=True)]
+    params = {**params, "groups": groups}
+    if mtp_load is not None:
+        layer = move(params["mtp"]["layer"], mtp_load)
+        params["mtp"] = {**params["mtp"], "layer": layer}
+    return params
+
+
+# --------------------------------------------------------------------------- records
+
+
+def record_shape(cfg: settings.Decoder) -> tuple[int, int]:
+    """(L, k): how many layers have experts, prediction modules apart, and how many a token takes.
+
+    Raises:
+      ValueError: no layer has experts, or k differs between layers.
+    """
+    found = [(g.count, g.mlp.top_k) for g in cfg.groups if isinstance(g.mlp, settings.Experts)]
+    if len({top_k for _, top_k in found}) != 1:
+        raise ValueError(
+            f"routing can be recorded where layers have experts and one top_k, "
+            f"got top_k {[top_k for _, top_k in found]}"
+        )
+    return sum(count for count, _ in found), found[0][1]
+
+
+def record(choices: Sequence[Int[Array, "... k"]]) -> Int[Array, "... L k"]:
+    """The choices of the layers with experts, in their order, in 2 bytes each."""
+    return jnp.stack(choices, axis=-2).astype(jnp.int16)
+
+
+def record_of_groups(routing: Sequence[Routing | None]) -> Int[Array, "B T L k"]:
+    """`record` of what `decoder.run` keeps."""
+    kept = [r.choice for r in routing if r is not None]
+    return record([choice[i] for choice in kept for i in range(choice.shape[0])])
+
+
+def choices_of(
+    cfg: settings.Decoder, record: Int[Array, "B T L k"]
+) -> list[Int[Array, "L B T k"] | None]:
+    """A record as `decoder.run` replays it: one entry a group."""
+    layers, out, start = jnp.moveaxis(record, 2, 0), [], 0
+    for group in cfg.groups:
+        if isinstance(group.mlp, settings.Experts):
+            out.append(layers[start : start + group.count])
+            start += group.count
+        else:
+            out.append(None)
+    return out

@@ -10,6 +10,7 @@ its last norm, the embedding first, as in the code that serves the published wei
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r1jax import settings
 from r1jax.kernels.attention import packed_attention
 from r1jax.kernels.logprob import token_logp
-from r1jax.models import decoder
+from r1jax.models import decoder, moe
 from r1jax.models.layers import linear, rms_norm
 from r1jax.models.rope import Rope, rope_angles
 from r1jax.types import Params
@@ -39,8 +40,9 @@ def predict(
     rope: Rope,
     attend: decoder.Attend,
     decoding: bool = False,
-) -> Float[Array, "... D"]:
-    """One module's state, normed: what the head and the next module take.
+) -> tuple[Float[Array, "... D"], Any, moe.Routing | None]:
+    """One module's state, normed: what the head and the next module take. Also what its layer's
+    mixer carries, and its routing where it has experts.
 
     `hidden` is the state before, `tokens` the token after those that it knows; see `module` for
     `weights`, and `decoder.layer` for `attend` and `decoding`.
@@ -50,10 +52,47 @@ def predict(
     known = norm(weights["hidden_norm"], hidden)
     x = linear(jnp.concatenate([embedded, known], axis=-1), weights["join"].astype(known.dtype))
     group = cfg.groups[-1]
-    x, _, _ = decoder.layer(
+    x, carry, routing = decoder.layer(
         cfg, group, weights["layer"], x, rope=rope, attend=attend, decoding=decoding
     )
-    return norm(weights["norm"], x)
+    return norm(weights["norm"], x), carry, routing
+
+
+class Ahead(NamedTuple):
+    """What one module makes of packed rows."""
+
+    state: jax.Array  # [B, T, D]
+    cache: Any  # as `decoder.Outputs.cache`, of one layer
+    routing: moe.Routing | None
+
+
+def run(
+    cfg: settings.Decoder,
+    params: Params,
+    hidden: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    position: Int[Array, "B T"],
+    segment: Int[Array, "B T"],
+    *,
+    count: int | None = None,
+) -> list[Ahead]:
+    """What each module, or the first `count`, makes of packed rows, from the main model's states.
+
+    At index t, module k has seen tokens up to t + k + 1; where that lies outside of t's segment
+    the state means nothing (`ahead` says where).
+    """
+    rope = rope_angles(cfg, position, decoder.rotated(cfg.groups[-1].mixer))
+
+    def attend(q: jax.Array, key: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
+        return packed_attention(q, key, v, segment, sums=decoder.sums(cfg)), (key, v)
+
+    out = []
+    for k in range(cfg.num_mtp if count is None else count):
+        following = jnp.roll(tokens, -(k + 1), axis=1)
+        made = predict(cfg, params, module(params, k), hidden, following, rope=rope, attend=attend)
+        out.append(Ahead(*made))
+        hidden = made[0]
+    return out
 
 
 def states(
@@ -64,23 +103,8 @@ def states(
     position: Int[Array, "B T"],
     segment: Int[Array, "B T"],
 ) -> list[Float[Array, "B T D"]]:
-    """Each module's states over packed rows, from the main model's.
-
-    At index t, module k has seen tokens up to t + k + 1; where that lies outside of t's segment
-    the state means nothing (`ahead` says where).
-    """
-    rope = rope_angles(cfg, position, decoder.rotated(cfg.groups[-1].mixer))
-
-    def attend(q: jax.Array, key: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        return packed_attention(q, key, v, segment, sums=decoder.sums(cfg)), None
-
-    out = []
-    for k in range(cfg.num_mtp):
-        following = jnp.roll(tokens, -(k + 1), axis=1)
-        weights = module(params, k)
-        hidden = predict(cfg, params, weights, hidden, following, rope=rope, attend=attend)
-        out.append(hidden)
-    return out
+    """Each module's states over packed rows."""
+    return [made.state for made in run(cfg, params, hidden, tokens, position, segment)]
 
 
 def ahead(segment: Int[Array, "B T"], count: int) -> Bool[Array, "B T"]:
@@ -99,8 +123,9 @@ def loss(
     position: Int[Array, "B T"],
     segment: Int[Array, "B T"],
     weight: Float[Array, "B T"],
-) -> Float[Array, ""]:
-    """The mean over modules of the weighted cross-entropy of the tokens that they predict.
+) -> tuple[Float[Array, ""], list[moe.Routing | None]]:
+    """The mean over modules of the weighted cross-entropy of the tokens that they predict, and
+    each module's routing.
 
     `weight[b, t]` is what token t counts for, as in `Batch`; tokens that no state of their own
     segment predicts count nothing. Multiply by DeepSeek-V3's 0.3, later 0.1. Gradients reach the
@@ -108,13 +133,14 @@ def loss(
     """
     table = decoder.head(cfg, params)
     total = jnp.zeros((), jnp.float32)
-    for k, state in enumerate(states(cfg, params, hidden, tokens, position, segment)):
+    made = run(cfg, params, hidden, tokens, position, segment)
+    for k, one in enumerate(made):
         further = k + 2
         target = jnp.roll(tokens, -further, axis=1)
-        logp, _ = token_logp(state, table, target)
+        logp, _ = token_logp(one.state, table, target)
         counts = jnp.where(ahead(segment, further), jnp.roll(weight, -further, axis=1), 0.0)
         total = total - jnp.sum(counts * logp)
-    return total / cfg.num_mtp
+    return total / cfg.num_mtp, [one.routing for one in made]
 
 
 def draft_logits(

@@ -77,6 +77,12 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
         ),
         Spec("Gradient norm of the critic", "before clipping", {"critic/grad_norm": ""}),
     ),
+    "Experts and drafts": (
+        Spec("Fullest expert", "times an even share, in the worst layer", {"experts/load_max": ""}),
+        Spec("Idle experts", "share that no token chose", {"experts/load_idle": ""}, SHARE),
+        Spec("Loss of the prediction modules", "nats a token", {"mtp_loss": ""}),
+        Spec("Drafts accepted", "share of drafted tokens", {"drafts_accepted": ""}, WHOLE),
+    ),
     "Speed": (
         Spec(
             "Throughput",

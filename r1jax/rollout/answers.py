@@ -9,6 +9,8 @@ from jaxtyping import Bool
 
 from r1jax.types import Prompts, Rollout
 
+COUNTS = ("decode_steps", "slot_steps", "drafted", "accepted")  # one number for each device
+
 
 def encode_prompts(
     tokenizer: Any, texts: Sequence[str], *, max_prompt: int, index: Sequence[int]
@@ -57,17 +59,21 @@ def stop_tokens(tokenizer: Any) -> tuple[int, ...]:
 def to_host(rollout: Rollout) -> Rollout:
     """The rollout as numpy arrays, without the empty prompts that filled it up; waits for devices.
 
-    `decode_steps` is the longest device's, `slot_steps` the sum over devices.
+    `decode_steps` is the longest device's; other counts are summed over devices.
     """
     rollout = jax.tree.map(np.asarray, jax.device_get(rollout))
-    steps = {"decode_steps": rollout.decode_steps.max(), "slot_steps": rollout.slot_steps.sum()}
-    return take(rollout.replace(**steps), rollout.prompt_length > 0)
+    counts = {
+        name: np.max(value) if name == "decode_steps" else np.sum(value, dtype=value.dtype)
+        for name, value in vars(rollout).items()
+        if name in COUNTS and value is not None
+    }
+    return take(rollout.replace(**counts), rollout.prompt_length > 0)
 
 
 def take(rollout: Rollout, prompts: Bool[np.ndarray, " N"]) -> Rollout:
     """The chosen prompts of a rollout on the host, with all their answers.
 
-    `decode_steps` and `slot_steps` stay: the work was done for all of them.
+    Counts of steps and drafts stay: the work was done for all of them.
 
     Raises:
       ValueError: there are not as many choices as prompts, or as many answers to each prompt.
@@ -80,7 +86,7 @@ def take(rollout: Rollout, prompts: Bool[np.ndarray, " N"]) -> Rollout:
             f"need as many answers to each prompt, got B={len(rollout.answer)}, N={len(prompts)}"
         )
     answers = np.repeat(np.asarray(prompts, bool), group)
-    per_prompt = {"prompt", "prompt_length"}
+    per_prompt = {"prompt", "prompt_length", "prompt_choice"}
     fields = {
         name: value[prompts if name in per_prompt else answers]
         for name, value in vars(rollout).items()
@@ -92,7 +98,7 @@ def take(rollout: Rollout, prompts: Bool[np.ndarray, " N"]) -> Rollout:
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     """One rollout of all prompts, in order; answers are padded with 0 to the longest width.
 
-    Steps are added up.
+    Counts are added up.
 
     Raises:
       ValueError: there is none, or a field is in some of them only.
@@ -111,5 +117,8 @@ def _joined(*parts: np.ndarray | np.generic) -> np.ndarray:
         return np.asarray(np.sum(arrays, axis=0, dtype=arrays[0].dtype))
     if arrays[0].ndim > 1:
         width = max(array.shape[1] for array in arrays)
-        arrays = [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
+        arrays = [
+            np.pad(array, ((0, 0), (0, width - array.shape[1]), *((0, 0),) * (array.ndim - 2)))
+            for array in arrays
+        ]
     return np.concatenate(arrays)

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +29,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from r1jax import settings
-from r1jax.kernels.attention import decode_attention
 from r1jax.kernels.logprob import log_softmax
-from r1jax.kernels.sums import as_dtype, cache_dtype
-from r1jax.models import decoder
+from r1jax.kernels.sums import as_dtype
+from r1jax.models import decoder, moe
+from r1jax.rollout import cache as caching
+from r1jax.rollout import speculative
 from r1jax.rollout.sampling import answer_keys, make_sampler
-from r1jax.sharding import RULES, constrain
+from r1jax.sharding import RULES
 from r1jax.types import Limits, Params, Prompts, Rollout
 
 CHUNK = 64  # columns of the ring's first chunk
@@ -47,12 +47,10 @@ Generate = Callable[..., Rollout]
 
 
 class LayerCache(struct.PyTreeNode, kw_only=True):
-    """One layer's keys (position last) and values (head last) for each of S slots."""
+    """One layer's cache for each slot (`r1jax.rollout.cache`): the prompt's, and each chunk's."""
 
-    prompt_k: Float[Array, "S K H P"]
-    prompt_v: Float[Array, "S K P H"]
-    ring_k: tuple[Float[Array, "S K H _"], ...]
-    ring_v: tuple[Float[Array, "S K _ H"], ...]
+    prompt: caching.Arrays
+    ring: tuple[caching.Arrays, ...]
 
 
 class Slots(struct.PyTreeNode, kw_only=True):
@@ -65,6 +63,7 @@ class Slots(struct.PyTreeNode, kw_only=True):
     hidden: Float[Array, "S D"]  # state from which the next token is drawn
     tokens: Int[Array, "S C"]  # rings, columns as in the cache
     logp: Float[Array, "S C"]
+    choice: Int[Array, "S C E k"] | None  # experts that the tokens took
 
 
 class Loop(struct.PyTreeNode, kw_only=True):
@@ -79,6 +78,7 @@ class Loop(struct.PyTreeNode, kw_only=True):
     answer_length: Int[Array, " B"]
     finished: Bool[Array, " B"]
     logp: Float[Array, "B A"]
+    choice: Int[Array, "B A E k"] | None
 
 
 def make_engine(
@@ -90,12 +90,12 @@ def make_engine(
     be left out, their temperature and number of tokens hold instead. Its tokens depend on
     (params, its prompt, key, prompts.index, its number in the group) and on nothing else that is
     in flight. Log-probabilities are of the whole distribution at the sampling temperature (1 when
-    greedy), before top-k and top-p. To be jitted by the caller; shapes are all static.
+    greedy), before top-k and top-p. With `engine.draft` the loop is that of `speculative`. To be
+    jitted by the caller; shapes are all static.
     """
     greedy = engine.sampling.temperature == 0
     # Logits come divided: at 1, drawing leaves them as they are.
     sampler = make_sampler(engine.sampling if greedy else replace(engine.sampling, temperature=1.0))
-    dtype = jnp.dtype(cfg.dtype)
     own = Limits(
         temperature=np.float32(engine.sampling.temperature), max_new=np.int32(engine.max_new)
     )
@@ -103,8 +103,8 @@ def make_engine(
     def generate(
         params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits = own
     ) -> Rollout:
-        params = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 1 else w, params)
-        return over_devices(run, params, prompts, key, limits, slots=engine.slots)
+        params = decoder.compute_weights(cfg, params)
+        return over_devices(compute, params, prompts, key, limits, slots=engine.slots)
 
     def run(
         params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits, slots: int
@@ -112,7 +112,9 @@ def make_engine(
         temperature = 1.0 if greedy else limits.temperature
         keys = answer_keys(key, prompts.index, group)
         total = jnp.sum(prompts.length > 0) * group
-        stored, first_hidden = prefill(cfg, params, prompts)
+        stored = caching.prefill(
+            cfg, params, prompts, chunk=engine.prefill_chunk, choices=engine.keep_routing
+        )
         loop = empty_loop(cfg, engine, prompts, keys, slots)
         weights = decoder.unstack(cfg, params)
         weights_for_few = weights
@@ -143,18 +145,20 @@ def make_engine(
             done = (stopped | (slots.count >= limits.max_new)) & (slots.item >= 0)
             with jax.named_scope("decode"):
                 unstacked = weights_for_few if len(token) < MANY else weights
-                hidden, caches = _decode(
-                    cfg, params, unstacked, loop.replace(slots=slots), token, column
-                )
-            loop = loop.replace(slots=slots.replace(hidden=hidden), caches=caches)
+                out = _decode(cfg, params, unstacked, loop.replace(slots=slots), token, column)
+            slots = slots.replace(hidden=out.hidden)
+            if slots.choice is not None:
+                taken = moe.record([r.choice for r in out.routing if r is not None])
+                slots = slots.replace(choice=_write_column(slots.choice, taken, column))
+            loop = loop.replace(slots=slots, caches=out.cache)
             with jax.named_scope("refill"):
-                loop = refill(loop, done, stopped, stored, first_hidden, keys, prompts, total)
+                loop = refill(loop, done, stopped, stored, keys, prompts, total)
             return loop.replace(
                 step=loop.step + 1, slot_steps=loop.slot_steps + loop.slots.item.shape[0]
             )
 
         everyone = jnp.ones(loop.slots.item.shape, bool)
-        loop = refill(loop, everyone, ~everyone, stored, first_hidden, keys, prompts, total)
+        loop = refill(loop, everyone, ~everyone, stored, keys, prompts, total)
         sizes = slot_counts(loop.slots.item.shape[0])
         for enough in (*sizes[1:], 0):
             loop = jax.lax.while_loop(
@@ -172,8 +176,15 @@ def make_engine(
             logp_rollout=loop.logp[:size],
             decode_steps=loop.step,
             slot_steps=loop.slot_steps,
+            prompt_choice=stored.choice,
+            answer_choice=None if loop.choice is None else loop.choice[:size],
         )
 
+    if engine.keep_routing:
+        moe.record_shape(cfg)  # refuses a model without experts
+    compute = run
+    if engine.draft != "none":
+        compute = speculative.make_run(cfg, engine, group=group, stop=stop)
     return generate
 
 
@@ -205,9 +216,7 @@ def over_devices(
 
     def share(params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits) -> Rollout:
         rollout = run(params, prompts, key, limits, -(-slots // parts))
-        return rollout.replace(
-            decode_steps=rollout.decode_steps[None], slot_steps=rollout.slot_steps[None]
-        )
+        return jax.tree.map(lambda x: x if x.ndim else x[None], rollout)
 
     split = PartitionSpec(axes)
     return jax.shard_map(
@@ -239,23 +248,6 @@ def chunk_sizes(size: int) -> list[int]:
     return sizes
 
 
-def prefill(
-    cfg: settings.Decoder, params: Params, prompts: Prompts
-) -> tuple[list[tuple[jax.Array, jax.Array]], Float[Array, "N D"]]:
-    """Each layer's prompt keys [N, K, H, P] and values [N, K, P, H], and the last hidden state."""
-    count, width = prompts.tokens.shape
-    position = jnp.broadcast_to(jnp.arange(width), (count, width))
-    segment = (position < prompts.length[:, None]).astype(jnp.int32)
-    hidden, kept = decoder.forward(cfg, params, prompts.tokens, position, segment, keep_kv=True)
-    stored = [
-        (k[i].transpose(0, 2, 3, 1), v[i].transpose(0, 2, 1, 3))
-        for k, v in kept
-        for i in range(k.shape[0])
-    ]
-    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-    return stored, last
-
-
 def empty_loop(
     cfg: settings.Decoder,
     engine: settings.Engine,
@@ -265,32 +257,23 @@ def empty_loop(
 ) -> Loop:
     """The loop's state before the first slot is filled. One answer row more than is asked for
     takes what slots without an answer hand out."""
-    dtype = jnp.dtype(cfg.dtype)
     total = keys.shape[0]
     slots = min(slots, total)
     chunks = chunk_sizes(engine.max_new)
     width = prompts.tokens.shape[1]
-    values = cache_dtype(dtype, decoder.sums(cfg))
-    caches = []
-    for block in cfg.groups:
-        if not isinstance(block.mixer, settings.Attention):
-            raise ValueError("the rollout engine has caches for grouped-query attention only")
-        kv, head = block.mixer.num_kv_heads, block.mixer.head_dim
+    caches = [
+        LayerCache(
+            prompt=caching.empty(cfg, block.mixer, slots, width, wide=True),
+            ring=tuple(caching.empty(cfg, block.mixer, slots, c, wide=True) for c in chunks),
+        )
+        for block in cfg.groups
+        for _ in range(block.count)
+    ]
+    shape = moe.record_shape(cfg) if engine.keep_routing else None
 
-        def zeros(*shape: int, kv: int = kv, dtype: Any = dtype) -> jax.Array:
-            with jax.enable_x64(dtype == np.float64):
-                zero = jnp.zeros((slots, kv, *shape), dtype)
-                return constrain(zero, "batch", "kv_heads", None, None)
+    def choices(rows: int) -> jax.Array | None:
+        return None if shape is None else jnp.zeros((rows, engine.max_new, *shape), jnp.int16)
 
-        for _ in range(block.count):
-            caches.append(
-                LayerCache(
-                    prompt_k=zeros(head, width),
-                    prompt_v=zeros(width, head, dtype=values),
-                    ring_k=tuple(zeros(head, chunk) for chunk in chunks),
-                    ring_v=tuple(zeros(chunk, head, dtype=values) for chunk in chunks),
-                )
-            )
     none = jnp.zeros((slots,), jnp.int32)
     return Loop(
         step=jnp.int32(0),
@@ -301,15 +284,17 @@ def empty_loop(
             key=jnp.broadcast_to(keys[0], (slots,)),
             prompt_length=none,
             count=none,
-            hidden=jnp.zeros((slots, cfg.dim), dtype),
+            hidden=jnp.zeros((slots, cfg.dim), jnp.dtype(cfg.dtype)),
             tokens=jnp.zeros((slots, engine.max_new), jnp.int32),
             logp=jnp.zeros((slots, engine.max_new), jnp.float32),
+            choice=choices(slots),
         ),
         caches=caches,
         answer=jnp.zeros((total + 1, engine.max_new), jnp.int32),
         answer_length=jnp.zeros((total + 1,), jnp.int32),
         finished=jnp.zeros((total + 1,), bool),
         logp=jnp.zeros((total + 1, engine.max_new), jnp.float32),
+        choice=choices(total + 1),
     )
 
 
@@ -317,8 +302,7 @@ def refill(
     loop: Loop,
     pending: Bool[Array, " S"],
     stopped: Bool[Array, " S"],
-    stored: list[tuple[jax.Array, jax.Array]],
-    first_hidden: Float[Array, "N D"],
+    stored: caching.Prefilled,
     keys: Key[Array, " B"],
     prompts: Prompts,
     total: Int[Array, ""],
@@ -345,17 +329,19 @@ def refill(
         prompt = new // group
         caches = [
             cache.replace(
-                prompt_k=_write_slot(cache.prompt_k, k[prompt], s),
-                prompt_v=_write_slot(cache.prompt_v, v[prompt], s),
+                prompt=tuple(
+                    _write_slot(array, x[prompt], s)
+                    for array, x in zip(cache.prompt, kept, strict=True)
+                )
             )
-            for cache, (k, v) in zip(loop.caches, stored, strict=True)
+            for cache, kept in zip(loop.caches, stored.caches, strict=True)
         ]
         slots = slots.replace(
             item=slots.item.at[s].set(jnp.where(loop.next_item < total, new, -1)),
             key=slots.key.at[s].set(keys[new]),
             prompt_length=slots.prompt_length.at[s].set(prompts.length[prompt]),
             count=slots.count.at[s].set(0),
-            hidden=slots.hidden.at[s].set(first_hidden[prompt]),
+            hidden=slots.hidden.at[s].set(stored.hidden[prompt, 1]),
         )
         loop = loop.replace(
             next_item=loop.next_item + 1,
@@ -366,6 +352,9 @@ def refill(
             finished=loop.finished.at[row].set(stopped[s]),
             logp=loop.logp.at[row].set(logp),
         )
+        if loop.choice is not None and slots.choice is not None:
+            taken = jnp.where(own[:, None, None], slots.choice[s, columns], 0)
+            loop = loop.replace(choice=loop.choice.at[row].set(taken))
         return loop, pending.at[s].set(False)
 
     loop, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[1]), turn, (loop, pending))
@@ -385,7 +374,7 @@ def _write_slot(cache: jax.Array, value: jax.Array, slot: Int[Array, ""]) -> jax
 
 
 def _write_column(ring: jax.Array, value: jax.Array, column: Int[Array, ""]) -> jax.Array:
-    return jax.lax.dynamic_update_slice(ring, value[:, None], (jnp.int32(0), column))
+    return jax.lax.dynamic_update_slice_in_dim(ring, value[:, None], column, axis=1)
 
 
 def _decode(
@@ -395,11 +384,12 @@ def _decode(
     loop: Loop,
     token: Int[Array, " S"],
     column: Int[Array, ""],
-) -> tuple[Float[Array, "S D"], list[LayerCache]]:
-    """Runs the token through the model and keeps its keys and values at `column` of the ring."""
-    slots, cache = loop.slots, loop.caches[0]
-    chunks, width = [ring.shape[-1] for ring in cache.ring_k], cache.prompt_k.shape[-1]
-    size, ends = sum(chunks), np.cumsum(chunks)
+) -> decoder.Decoded:
+    """Runs the token through the model and keeps what it leaves behind at `column` of the ring."""
+    slots, size = loop.slots, loop.slots.tokens.shape[1]
+    width = caching.num_columns(unstacked[0][0].mixer, loop.caches[0].prompt)
+    chunks = chunk_sizes(size)
+    ends = np.cumsum(chunks)
     starts = ends - chunks
     age = (column - jnp.arange(size)) % size
     visible = jnp.concatenate(
@@ -412,33 +402,32 @@ def _decode(
     full = jnp.sum(jnp.minimum(loop.step, size - 1) >= ends[:-1])  # chunks to read, less one
     full = full.astype(jnp.int32)
 
-    def attend_with(cache: LayerCache) -> decoder.Attend:
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, LayerCache]:
-            ring_k = tuple(
-                _write_chunk(ring, k[..., None], column - start, dim=3)
-                for ring, start in zip(cache.ring_k, starts, strict=True)
+    def attend_with(mixer: caching.Mixer, cache: LayerCache) -> decoder.Attend:
+        dims = caching.kind(mixer).columns
+
+        def attend(q: jax.Array, *new: jax.Array) -> tuple[jax.Array, LayerCache]:
+            ring = tuple(
+                tuple(
+                    _write_chunk(array, jnp.expand_dims(x, dim), column - start, dim=dim)
+                    for array, x, dim in zip(piece, new, dims, strict=True)
+                )
+                for piece, start in zip(cache.ring, starts, strict=True)
             )
-            ring_v = tuple(
-                _write_chunk(ring, v[:, :, None], column - start, dim=2)
-                for ring, start in zip(cache.ring_v, starts, strict=True)
-            )
-            new = cache.replace(ring_k=ring_k, ring_v=ring_v)
+            written = cache.replace(ring=ring)
 
             def read(count: int, q: jax.Array, cache: LayerCache) -> jax.Array:
-                return decode_attention(
-                    q,
-                    [cache.prompt_k, *cache.ring_k[:count]],
-                    [cache.prompt_v, *cache.ring_v[:count]],
-                    visible[:, : width + ends[count - 1]],
-                    sums=decoder.sums(cfg),
-                )
+                seen = visible[:, : width + ends[count - 1]]
+                return caching.read(cfg, mixer, q, [cache.prompt, *cache.ring[:count]], seen)
 
             branches = [lambda q, cache, n=n: read(n + 1, q, cache) for n in range(len(chunks))]
-            return jax.lax.switch(full, branches, q, new), new
+            return jax.lax.switch(full, branches, q, written), written
 
         return attend
 
-    attends = [attend_with(cache) for cache in loop.caches]
+    attends = [
+        attend_with(group.mixer, cache)
+        for (group, _), cache in zip(unstacked, loop.caches, strict=True)
+    ]
     position = slots.prompt_length + slots.count - 1
     return decoder.decode_step(cfg, params, unstacked, token, position, attends)
 

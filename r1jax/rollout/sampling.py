@@ -1,6 +1,7 @@
-"""How the next token is drawn from logits."""
+"""How the next token is drawn from logits, and how a drafted one is checked."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,20 @@ def keep_top(logits: Float[Array, "B V"], *, top_k: int, top_p: float) -> Float[
     return jnp.where(logits >= floor, logits, -jnp.inf)
 
 
+def shaped(cfg: settings.Sampling, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    """Logits of the distribution that is drawn from: tempered, and cut by top_k and top_p."""
+    logits = logits / cfg.temperature
+    if cfg.top_k or cfg.top_p < 1:
+        logits = keep_top(logits, top_k=cfg.top_k, top_p=cfg.top_p)
+    return logits
+
+
+def draw(logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+    """A token of softmax(logits) for each row, by the row's own key."""
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
+    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+
+
 def make_sampler(cfg: settings.Sampling) -> Sampler:
     """(logits [B, V], one key per row [B]) -> token ids [B]. A row depends on its own key only."""
 
@@ -39,13 +54,75 @@ def make_sampler(cfg: settings.Sampling) -> Sampler:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def sample(logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
-        logits = logits / cfg.temperature
-        if cfg.top_k or cfg.top_p < 1:
-            logits = keep_top(logits, top_k=cfg.top_k, top_p=cfg.top_p)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-        return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        return draw(shaped(cfg, logits), keys)
 
     return greedy if cfg.temperature == 0 else sample
+
+
+class Draft(NamedTuple):
+    """How a token is guessed ahead and checked; both take the keys of the token's position.
+
+    `propose(guess, keys)` draws it from the drafting module's logits. `check(logits, guess, token,
+    keys)` gives the token that takes the place, by the model's own logits: if it is the same one,
+    the draft is accepted. What `check` gives has exactly the model's distribution.
+    """
+
+    propose: Sampler
+    check: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def coupled(cfg: settings.Sampling) -> Draft:
+    """The draft is drawn with the noise that the token itself will be drawn with.
+
+    An answer is token for token what it would be without drafts. Where the two distributions
+    differ by D in total variation, at least (1 - D) / (1 + D) of the drafts are accepted.
+
+    Source: Coupling without Communication and Drafter-Invariant Speculative Decoding,
+    arXiv:2408.07978.
+    """
+    sampler = make_sampler(cfg)
+
+    def check(
+        logits: jax.Array, guess: jax.Array, token: jax.Array, keys: jax.Array
+    ) -> Int[Array, " B"]:
+        del guess, token
+        return sampler(logits, keys)
+
+    return Draft(sampler, check)
+
+
+def rejection(cfg: settings.Sampling) -> Draft:
+    """A draft x is accepted with probability p(x) / q(x), at most 1; else a token of what p has
+    above q is drawn. Of the drafts 1 - D are accepted, the most that is possible.
+
+    Answers have the distribution of plain ones, but are others. Greedy, this is `coupled`.
+
+    Source: Fast Inference from Transformers via Speculative Decoding, arXiv:2211.17192.
+    """
+    if cfg.temperature == 0:
+        return coupled(cfg)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+
+    def propose(guess: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+        return draw(shaped(cfg, guess), fold(keys, 1))
+
+    def check(
+        logits: Float[Array, "B V"],
+        guess: Float[Array, "B V"],
+        token: Int[Array, " B"],
+        keys: Key[Array, " B"],
+    ) -> Int[Array, " B"]:
+        p = jax.nn.softmax(shaped(cfg, logits), axis=-1)
+        q = jax.nn.softmax(shaped(cfg, guess), axis=-1)
+        chance = jax.vmap(jax.random.uniform)(fold(keys, 2))
+        at = lambda x: jnp.take_along_axis(x, token[:, None], axis=-1)[:, 0]  # noqa: E731
+        other = draw(jnp.log(jnp.maximum(p - q, 0.0)), fold(keys, 3))
+        return jnp.where(chance * at(q) < at(p), token, other)
+
+    return Draft(propose, check)
+
+
+DRAFTS = {"coupled": coupled, "rejection": rejection}
 
 
 def answer_keys(key: Key[Array, ""], index: Int[Array, " N"], group: int) -> Key[Array, " B"]:
