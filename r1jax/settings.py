@@ -513,7 +513,8 @@ class Build:
             raise ValueError("accuracy and samples need answers, got answers=None")
 
 
-Stage = Supervised | Reinforce | Build
+Trained = Supervised | Reinforce
+Stage = Trained | Build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -575,7 +576,7 @@ def built(value: Any) -> Iterator[Built]:
         yield from built([getattr(value, one.name) for one in fields(value)])
 
 
-def _check_parts(model: Decoder, stage: Supervised | Reinforce) -> None:
+def _check_parts(model: Decoder, stage: Trained) -> None:
     """Raises ValueError if a stage counts on parts that the model lacks."""
     scores = {group.mlp.score for group in model.groups if isinstance(group.mlp, Experts)}
     needs = [

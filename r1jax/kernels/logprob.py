@@ -26,7 +26,7 @@ def token_logp(
     head: Float[Array, "V D"],
     tokens: Int[Array, "B T"],
     *,
-    temperature: float = 1.0,
+    temperature: float | jax.Array = 1.0,
     sums: Sums = as_they_come,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Log-probability of each token after its hidden state, and the entropy there; float32, nats.

@@ -28,7 +28,7 @@ from r1jax.rollout.answers import concatenate, encode_prompts, stop_tokens, take
 from r1jax.rollout.engine import make_engine
 from r1jax.types import Limits, Params, Rollout
 
-Sample = Callable[[Params, Sequence[settings.Row], Sequence[int], jax.Array], Rollout]
+Sample = Callable[..., Rollout]  # (params, rows, index, key, limits=None)
 
 
 def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: Scorer) -> Params:

@@ -55,7 +55,7 @@ def stream_key(seed: int, name: str, step: int) -> jax.Array:
 
 @contextmanager
 def resumed(
-    context: Context, stage: settings.Stage, state: TrainState, *, best: str | None = None
+    context: Context, stage: settings.Trained, state: TrainState, *, best: str | None = None
 ) -> Iterator[tuple[Store, TrainState, int]]:
     """Opens a stage's checkpoints: its store, the newest state (or `state`), steps already done.
 
@@ -76,7 +76,7 @@ def resumed(
 
 def end_step(
     context: Context,
-    stage: settings.Stage,
+    stage: settings.Trained,
     store: Store,
     state: TrainState,
     step: int,

@@ -67,7 +67,7 @@ class Weight:
         return jax.make_array_from_single_device_arrays(self._leaf.shape, self._where, held)
 
 
-def on_host(device: jax.Device) -> bool:
+def on_host(device: Any) -> bool:
     """Whether the device's memory is the host's."""
     return device.platform == "cpu"
 

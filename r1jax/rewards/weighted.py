@@ -123,7 +123,9 @@ def score_many(
     """
     _check_text(answers)
     whole = not isinstance(reward, Weighted)
-    terms = {"reward": (1.0, reward)} if whole else dict(reward.terms)
+    terms: dict[str, tuple[Number, Reward]] = (
+        {"reward": (1.0, reward)} if whole else dict(reward.terms)
+    )
     batched = {name: term for name, (_, term) in terms.items() if isinstance(term, Batched)}
     rules = {name: term for name, term in terms.items() if name not in batched}
     with ThreadPoolExecutor(max_workers=max(1, len(batched))) as threads:
@@ -148,7 +150,7 @@ def score_many(
     return scored
 
 
-def _parts(terms: Mapping[str, tuple[float, Reward]], row: Row, answer: str) -> dict[str, float]:
+def _parts(terms: Mapping[str, tuple[Number, Reward]], row: Row, answer: str) -> dict[str, float]:
     return Weighted(terms).parts(row, answer)
 
 
