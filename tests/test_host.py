@@ -21,10 +21,9 @@ STEP = """
 from r1jax import host
 host.prepare()
 import jax, numpy as np
-from functools import partial
 from r1jax import settings, sharding
 from r1jax.algos.losses import policy_loss
-from r1jax.loops.step import make_logp, make_update
+from r1jax.loops.step import make_logp, make_objective, make_update
 from r1jax.models import decoder
 from r1jax.rollout.answers import to_host
 from r1jax.rollout.engine import make_engine
@@ -49,7 +48,7 @@ with jax.set_mesh(mesh):
         num_tokens=np.float32(24), advantage=rows + 1, logp_rollout=rows - 3,
     ))
     optimizer = adamw(2, learning_rate=1e-3)
-    update = make_update(cfg, partial(policy_loss), optimizer)
+    update = make_update(make_objective(cfg, policy_loss), optimizer)
     state, _ = update(init_state(params, optimizer), [batch, batch])
     make_logp(cfg)(state.params, batch)
 print(jax.device_count(), len(rollout.answer))
