@@ -86,7 +86,7 @@ def test_prompts_computed_in_chunks_leave_the_same_behind(family: str) -> None:
         )
         return fill(0), fill(6)
 
-    whole, chunks = jax.tree.map(np.asarray, both(params, args))
+    whole, chunks = both(params, args)
     mixers = [group.mixer for group, _ in decoder.unstack(cfg, params)]
     pairs = list(zip(mixers, whole.caches, chunks.caches, strict=True))
     if ahead:

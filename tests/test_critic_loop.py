@@ -1,6 +1,7 @@
 """A critic beside the policy: what it says of packed rows, what it learns, how it is kept."""
 
 import shutil
+import time
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -112,7 +113,7 @@ def make_context(
         text=[],
         tokenizer=tokenizer,
         mesh=mesh,
-        writer=writer,
+        writer=writer or metrics.Writer(folder, time.monotonic),
         stopping=lambda: False,
     )
 

@@ -157,7 +157,7 @@ def test_the_fast_path_spends_little_on_a_hostile_answer():
 
 
 def test_a_rollout_with_hostile_answers_is_scored_and_no_scoring_worker_is_lost():
-    reward = weighted(accuracy=(2.0, partial(accuracy, seconds=0.1)))
+    reward = weighted(accuracy=(2.0, partial(accuracy, seconds=1.0)))
     symbolic = {"answer": r"\int_0^1 x\,dx"}, r"\boxed{1/2}"  # only math-verify can tell
     hostile = [({"answer": "5"}, rf"\boxed{{\int_0^{n} \sin(x^{{x}})\,dx}}") for n in range(2, 6)]
     rows, answers = zip(symbolic, *hostile, symbolic, strict=True)

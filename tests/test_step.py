@@ -243,6 +243,6 @@ def test_temperature_divides_the_logits() -> None:
     )
     logp = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T / 0.5)
     expected = np.take_along_axis(np.asarray(logp), batch.tokens[:, 1:, None], -1)[..., 0]
-    found = np.asarray(make_logp(CFG, temperature=0.5)(params, batch)[0])[:, 1:]
+    found = np.asarray(make_logp(CFG)(params, batch, 0.5)[0])[:, 1:]
     real = batch.position[:, 1:] > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5)

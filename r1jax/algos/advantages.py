@@ -470,7 +470,8 @@ def _penalty(rollout: Rollout, kl: Kl | None, kl_weight: float) -> Float[Array, 
 
 
 def _policy_logp(rollout: Rollout) -> Float[Array, "B A"]:
-    return rollout.logp_rollout if rollout.logp_old is None else rollout.logp_old
+    found = rollout.logp_rollout if rollout.logp_old is None else rollout.logp_old
+    return jnp.asarray(found)
 
 
 def _gae(
