@@ -76,7 +76,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Run:
 
 
 def variants(file: Path) -> list[str]:
-    """The names of a config file's functions that are annotated to return a `Run`."""
+    """The names of a config file's functions that need no argument and are annotated to return a
+    `Run`."""
     with _located(file):
         body = ast.parse(file.read_bytes(), str(file)).body
     return [
@@ -85,7 +86,13 @@ def variants(file: Path) -> list[str]:
         if isinstance(node, ast.FunctionDef)
         and node.returns
         and re.fullmatch(r"(\w+\.)?Run", ast.unparse(node.returns))
+        and not _needs_arguments(node.args)
     ]
+
+
+def _needs_arguments(given: ast.arguments) -> bool:
+    by_position = len(given.posonlyargs) + len(given.args)
+    return by_position > len(given.defaults) or None in given.kw_defaults
 
 
 def _build(spec: str, overrides: Sequence[str]) -> Run:

@@ -13,6 +13,7 @@ import pytest
 
 from r1jax import config
 from r1jax.config import ConfigError, check, describe, load, same_or_fail, save, saved, variants
+from r1jax.models import zoo
 from r1jax.settings import Reinforce, Supervised
 
 ROOT = Path(__file__).parent.parent
@@ -438,6 +439,12 @@ def test_a_wrong_name_of_another_library_is_found_by_load(file):
         load("sample.py")
 
 
+def test_a_function_that_needs_arguments_is_no_variant(file):
+    more = "def sized(size, *, name='') -> Run:\n    return config()\n"
+    file.write_text(f"{file.read_text()}\n\n{more}")
+    assert variants(file) == ["config", "shorter"]
+
+
 def test_a_variant_that_returns_no_run_is_refused(file):
     with pytest.raises(ConfigError, match=r"sample.py: tokenizer\(\) must return a Run, got None"):
         check("sample.py:tokenizer")
@@ -568,6 +575,8 @@ def test_a_users_mistake_is_one_line_and_a_programmers_keeps_its_traceback(file,
 
 
 # ----------------------------------------------------------------- shipped configs
+
+assert zoo.MODELS  # imported here: under stand-ins the tests' own hook would wrap its functions
 
 SHIPPED = [
     (file, variant)

@@ -1,0 +1,282 @@
+"""Open-R1 at its published size: its three steps, and its recipes for small models.
+
+    python -m r1jax.train --config configs/open_r1.py
+
+Step 1 distils R1: the default is SFT of OpenR1-Distill-7B on Mixture-of-Thoughts, and
+`open_r1.py:corpus` makes such a corpus first. Step 2, pure RL, is `zero`; step 3, `multi_stage`, is
+SFT and then RL. Open-R1 has not finished steps 2 and 3: their problems and sizes here are those of
+its demonstrations. These are variants too: `grpo_distill` (R1-Distill-Qwen-1.5B), `grpo_instruct`
+and `grpo_code` (Qwen2.5-1.5B-Instruct).
+
+Needs: models/Qwen2.5-Math-7B-RoPE-300k and others as named below, under models/;
+data/mixture_of_thoughts.jsonl with `prompt` and `answer`; data/math_problems.jsonl (`question`,
+`answer`, `verifier`), data/code_problems.jsonl (`question`, `tests`, `verifier`, `language`
+"python"), data/math500.jsonl; for `corpus` DeepSeek-R1 served at localhost:8000.
+
+Hardware: 8 H100 of 80 GB each (ours; for the 7B student 16 bytes a weight are 122 GB).
+
+Hours of SFT, an estimate: 8 * N * T FLOPs (6 N a token, 2 N for activations that are recomputed),
+N = 7.6e9, T = 5 * 350,000 * 6,000 tokens (a mean length that we assume): 6.4e20, 56 hours at 40% of
+8 x 989 TFLOP/s. Of GRPO with the 1.5B: 10 * N * T, at most 10 * 1.5e9 * 256 * 2,560 = 1.0e16 a
+step: 4 s at 30%.
+
+Published (its README): OpenR1-Distill-7B has AIME 2024 52.7, MATH-500 89.0, GPQA-Diamond 52.8,
+LiveCodeBench 39.4.
+
+Not yet run at this size.
+
+Numbers: github.com/huggingface/open-r1, recipes/OpenR1-Distill-7B,
+recipes/DeepSeek-R1-Distill-Qwen-1.5B/grpo, recipes/Qwen2.5-1.5B-Instruct/grpo,
+src/open_r1/rewards.py, scripts/decontaminate.py and scripts/pass_rate_filtering. Ours, because they
+are not in there or depend on its machines: packed rows in an update, problems in a rollout, steps,
+no KL but in `grpo_code`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from r1jax.algos.advantages import grpo
+from r1jax.algos.kl import k3
+from r1jax.algos.losses import cross_entropy, policy_loss
+from r1jax.algos.weights import sequence_mean
+from r1jax.data import eval_sets
+from r1jax.data.duplicates import decontaminate, distinct
+from r1jax.data.filters import right
+from r1jax.data.passes import keep, keep_pass_rate, problems
+from r1jax.data.sources import jsonl
+from r1jax.data.tokenizer import from_folder
+from r1jax.models.zoo import MODELS
+from r1jax.rewards import code, math
+from r1jax.rewards.endpoint import Endpoint, ask
+from r1jax.rewards.format import code_block, open_r1, open_r1_tag_count
+from r1jax.rewards.prose import observe
+from r1jax.rewards.weighted import weighted
+from r1jax.settings import (
+    FIRST,
+    Build,
+    Built,
+    Checkpoints,
+    Decoder,
+    Engine,
+    Mesh,
+    Reinforce,
+    Run,
+    Sampled,
+    Sampling,
+    Stage,
+    Supervised,
+    Task,
+    Taught,
+)
+from r1jax.state import adamw
+
+# The system's words of the recipes.
+SYSTEM = (
+    "You are a helpful AI Assistant that provides well-reasoned and detailed responses. You first "
+    "think about the reasoning process as an internal monologue and then provide the user with the "
+    "answer. Respond in the following format: <think>\n...\n</think>\n<answer>\n...\n</answer>"
+)
+R1 = Endpoint(
+    address="http://localhost:8000/v1",
+    model="deepseek-r1",
+    temperature=0.6,
+    max_new=32_768,
+    seconds=3600.0,
+    cache="data/open_r1_replies",
+)
+MATH = partial(jsonl, "data/math_problems.jsonl", need=("question", "answer"))
+CODE = partial(jsonl, "data/code_problems.jsonl", need=("question", "tests", "language"))
+MATH_500 = partial(eval_sets.load, "math500", "data/math500.jsonl")
+
+
+def run(name: str, folder: str, model: Decoder, *stages: Stage) -> Run:
+    """A run from the weights of a folder under models/."""
+    return Run(
+        name=f"open_r1_{name}",
+        model=replace(model, dtype="bfloat16", remat="layer"),
+        tokenizer=partial(from_folder, f"models/{folder}"),
+        weights=f"models/{folder}",
+        stages=stages,
+        mesh=Mesh(data=1, fsdp=-1),
+    )
+
+
+def chat(row: Mapping[str, Any]) -> str:
+    """Qwen's chat template up to the answer, with the recipes' words of the system."""
+    return (
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{row['question']}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+# --------------------------------------------------------------------------- step 1: distil
+
+
+def config() -> Run:
+    """OpenR1-Distill-7B: SFT on Mixture-of-Thoughts, 350k samples, 5 epochs."""
+    return run("distill_7b", "Qwen2.5-Math-7B-RoPE-300k", long_7b(), sft())
+
+
+def long_7b() -> Decoder:
+    """Qwen2.5-Math-7B with a rotary base of 300,000, for 32,768 tokens."""
+    return replace(MODELS["qwen2.5-math-7b"], rope_theta=300_000.0, max_length=32_768)
+
+
+def sft() -> Supervised:
+    """4e-5 along a cosine (to a tenth, ours), warm-up 0.03, gradients cut at a norm of 0.2."""
+    steps = 5 * 350_000 * 6_000 // (64 * 32_768)  # 5 epochs, if samples have 6,000 tokens
+    return Supervised(
+        name="sft",
+        source=partial(jsonl, "data/mixture_of_thoughts.jsonl", need=("prompt", "answer")),
+        steps=steps,
+        batch_rows=64,
+        row_length=32_768,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(
+            adamw,
+            learning_rate=4e-5,
+            warmup=3 * steps // 100,
+            final=0.1,
+            max_grad_norm=0.2,
+        ),
+        checkpoints=Checkpoints(every=200),
+    )
+
+
+def corpus() -> Run:
+    """Step 1 with a corpus of its own: R1's answers, verified, without what the tests contain.
+
+    Two answers to a problem are ours; 8-grams are published.
+    """
+    made = Build(
+        name="corpus",
+        source=MATH,
+        prompt=chat,
+        answers=Taught(complete=partial(ask, endpoint=R1), messages=to_r1),
+        samples=2,
+        accuracy=math.accuracy,
+        reward_workers=8,
+        passes={
+            "wrong": partial(keep, where=right),
+            "duplicates": distinct,
+            "contaminated": partial(decontaminate, against=(MATH_500,), size=8),
+        },
+    )
+    stage = replace(sft(), source=Built(stage="corpus"))
+    return run("corpus", "Qwen2.5-Math-7B-RoPE-300k", long_7b(), made, stage)
+
+
+def to_r1(row: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
+    """What R1 is asked: no system, as its README has it."""
+    return [{"role": "user", "content": f"{row['question']}\n\n{eval_sets.BOXED}"}]
+
+
+# --------------------------------------------------------------------------- step 2: RL
+
+
+def rl(*, max_new: int, learning_rate: float, temperature: float) -> Reinforce:
+    """GRPO on math problems: 16 answers, accuracy, format and tags; 1e-6 along a cosine to a tenth,
+    warm-up 0.1."""
+    steps = 1000
+    return Reinforce(
+        name="rl",
+        task=Task(train=MATH, test=MATH_500, prompt=chat, accuracy=math.accuracy, observe=observe),
+        steps=steps,
+        prompts=16,
+        group=16,
+        engine=Engine(
+            max_prompt=512,
+            max_new=max_new,
+            slots=256,
+            sampling=Sampling(temperature=temperature),
+        ),
+        reward=weighted(
+            accuracy=(1.0, math.accuracy),
+            format=(1.0, open_r1),
+            tags=(1.0, open_r1_tag_count),
+        ),
+        advantage=grpo,
+        loss=partial(policy_loss, clip_low=0.2, clip_high=0.2),
+        weight=sequence_mean,
+        optimizer=partial(adamw, learning_rate=learning_rate, warmup=steps // 10, final=0.1),
+        reward_workers=8,
+        row_length=512 + max_new,
+        micro_rows=16,
+        evaluate_every=100,
+        evaluate_rows=500,
+        checkpoints=Checkpoints(every=100),
+    )
+
+
+def zero() -> Run:
+    """Step 2: pure RL from the base that step 1 begins with, on problems that it sometimes solves:
+    a pass rate of 0.1 to 0.6, as published; of ten answers, as we choose."""
+    stage = rl(max_new=4096, learning_rate=1e-6, temperature=0.7)
+    fit = Build(
+        name="problems",
+        source=MATH,
+        prompt=chat,
+        answers=Sampled(engine=stage.engine, stage=FIRST),
+        samples=10,
+        accuracy=math.accuracy,
+        reward_workers=8,
+        passes={
+            "pass rate": partial(keep_pass_rate, least=0.1, most=0.6),
+            "problems": problems,
+        },
+    )
+    stage = replace(stage, task=replace(stage.task, train=Built(stage="problems")))
+    return run("zero", "Qwen2.5-Math-7B-RoPE-300k", long_7b(), fit, stage)
+
+
+def grpo_distill() -> Run:
+    """The demonstration: GRPO from R1-Distill-Qwen-1.5B."""
+    model = replace(MODELS["qwen2.5-math-1.5b"], max_length=131_072, tied=False)
+    stage = rl(max_new=2048, learning_rate=1e-6, temperature=0.7)
+    return run("grpo_distill", "DeepSeek-R1-Distill-Qwen-1.5B", model, stage)
+
+
+def grpo_instruct() -> Run:
+    """The demonstration from Qwen2.5-1.5B-Instruct. Its temperature is not in our sources: 1."""
+    stage = rl(max_new=1024, learning_rate=2e-5, temperature=1.0)
+    return run("grpo_instruct", "Qwen2.5-1.5B-Instruct", instructed(), stage)
+
+
+def grpo_code() -> Run:
+    """GRPO on programs: 14 answers, KL 0.01, tests passed and the form of a code block."""
+    stage = rl(max_new=2048, learning_rate=5e-6, temperature=1.0)
+    reward = weighted(accuracy=(1.0, code.passed_share), format=(0.1, code_block))
+    task = replace(
+        stage.task,
+        train=CODE,
+        test=partial(jsonl, "data/code_test.jsonl", need=("question", "tests", "language")),
+        accuracy=code.accuracy,
+    )
+    stage = replace(
+        stage,
+        task=task,
+        group=14,
+        reward=reward,
+        engine=replace(stage.engine, max_prompt=1024, slots=224),
+        loss=partial(policy_loss, clip_low=0.2, clip_high=0.2, kl=k3, kl_weight=0.01),
+        row_length=1024 + 2048,
+        reference="start",
+    )
+    return run("grpo_code", "Qwen2.5-1.5B-Instruct", instructed(), stage)
+
+
+def instructed() -> Decoder:
+    """Qwen2.5-1.5B-Instruct, which is meant for fewer tokens than its base."""
+    return replace(MODELS["qwen2.5-1.5b"], max_length=32_768)
+
+
+# --------------------------------------------------------------------------- step 3: both
+
+
+def multi_stage() -> Run:
+    """Step 3: SFT on the distilled corpus, then RL."""
+    stage = rl(max_new=4096, learning_rate=1e-6, temperature=0.7)
+    return run("multi_stage", "Qwen2.5-Math-7B-RoPE-300k", long_7b(), sft(), stage)

@@ -1,0 +1,349 @@
+"""R1 at its published size: all four stages of its training in one run.
+
+    python -m r1jax.train --config configs/r1_zero.py        # the first data come from R1-Zero
+    python -m r1jax.train --config configs/r1.py
+
+    cold            R1-Zero's answers: right, readable, in one language, rewritten by DeepSeek-V3
+    dev1            SFT of DeepSeek-V3-Base on them
+    dev2            RL on reasoning problems, with a reward for one language
+    reasoning       answers of dev2, rejection sampling
+    mixed           600k of them with 200k others
+    dev3            SFT of DeepSeek-V3-Base on these, 2 epochs
+    rl_reasoning    RL on reasoning problems, 1,300 updates
+    rl_all          RL on all scenarios, 400 updates, with preferences
+
+Needs: models/DeepSeek-V3-Base; the run runs/r1_zero; data/cold_start.jsonl and data/r1_rl.jsonl
+with `question`, `verifier`, what that rule needs, and `language` ("en" or "zh"); data/general.jsonl
+with `prompt` and `answer`; data/r1_all.jsonl, the problems of data/r1_rl.jsonl and general ones,
+all with `kind`: "reasoning", "helpful" or "harmless"; data/aime24.jsonl; DeepSeek-V3 served at
+localhost:8000. None of the problems and samples is published.
+
+Hardware: 64 x 8 H800, as published. The mesh is ours; its memory has not been measured.
+
+Hours (published): about 80 for R1's two stages of RL, 41K GPU hours, and 5K for its SFT data; with
+R1-Zero's 101K in all 147K, $294K.
+
+Published (arXiv:2501.12948v2; AIME 2024, IF-Eval, AlpacaEval 2.0):
+    Zero 77.9 46.6 24.7   Dev1 59.0 71.7 50.1   Dev2 74.0 72.0 55.8   Dev3 78.1 78.1 62.1
+    R1 79.8 83.3 87.6; MATH-500 97.3, GPQA-Diamond 71.5, LiveCodeBench 65.9, Codeforces 2029
+
+Not yet run at this size.
+
+Numbers: arXiv:2501.12948v2, section 3 and supplement; 16 updates are one rollout of 8,192 answers.
+Not published, and ours: how many answers a problem gets for data, the numbers of the filters, how
+many updates dev1 and dev2 have, the learning rate of dev1, the words to the models that rewrite and
+judge. Preferences: R1 trains two reward models on what DeepSeek-V3 says of answers; here it is
+asked itself, of the summary how helpful it is, of the whole answer how harmless.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from r1jax.algos.advantages import grpo
+from r1jax.algos.kl import k3
+from r1jax.algos.losses import cross_entropy, policy_loss
+from r1jax.algos.weights import sequence_mean
+from r1jax.data import eval_sets
+from r1jax.data.duplicates import decontaminate, distinct
+from r1jax.data.filters import (
+    finished,
+    no_code_block,
+    not_repetitive,
+    one_language,
+    right,
+    short_paragraphs,
+)
+from r1jax.data.passes import keep, keep_best, mix, rewrite, verify
+from r1jax.data.sources import jsonl
+from r1jax.data.templates import r1_zero
+from r1jax.data.tokenizer import from_folder
+from r1jax.models.zoo import MODELS
+from r1jax.rewards.dispatch import by_verifier
+from r1jax.rewards.endpoint import Endpoint, ask
+from r1jax.rewards.judge import HELPFUL, pointwise, summary
+from r1jax.rewards.language import consistency, reasoning
+from r1jax.rewards.prose import observe
+from r1jax.rewards.weighted import Batched, weighted
+from r1jax.settings import (
+    FIRST,
+    Build,
+    Built,
+    Checkpoints,
+    Engine,
+    Mesh,
+    Reinforce,
+    Run,
+    Sampled,
+    Sampling,
+    Supervised,
+    Task,
+)
+from r1jax.state import adamw
+
+UPDATES = 16  # of one rollout
+LENGTH, MAX_PROMPT = 32_768, 2048
+FOLDER = "models/DeepSeek-V3-Base"
+V3 = Endpoint(
+    address="http://localhost:8000/v1",
+    model="deepseek-v3",
+    max_new=8192,
+    seconds=1200.0,
+    cache="data/r1_replies",
+)
+ENGINE = Engine(
+    max_prompt=MAX_PROMPT, max_new=LENGTH, slots=512, prefill_chunk=MAX_PROMPT, draft="coupled"
+)
+
+
+def config() -> Run:
+    """The four stages."""
+    return Run(
+        name="r1",
+        model=replace(MODELS["deepseek-v3-671b"], dtype="bfloat16", remat="layer"),
+        tokenizer=partial(from_folder, FOLDER),
+        weights=FOLDER,
+        stages=(
+            cold(),
+            sft("dev1", "cold", steps=24),  # two epochs of some 5,000 samples, as many as thousands
+            rl("dev2"),
+            rejection(),
+            mixed(),
+            sft("dev3", "mixed", steps=2 * 804_745 * 5_355 // (64 * LENGTH)),
+            # In the published run these are one stage of 1,700 updates.
+            later("rl_reasoning", steps=1_300 // UPDATES),
+            everything(),
+        ),
+        mesh=Mesh(data=1, expert=64, tensor=8),
+    )
+
+
+def aime() -> list[dict[str, Any]]:
+    """AIME 2024, with the language that the reward asks for."""
+    return [{**row, "language": "en"} for row in eval_sets.load("aime", "data/aime24.jsonl")]
+
+
+# --------------------------------------------------------------------------- texts
+
+
+def zero_prompt(row: Mapping[str, Any]) -> str:
+    """What R1-Zero was asked."""
+    return r1_zero(row["question"])
+
+
+def chat(row: Mapping[str, Any]) -> str:
+    """DeepSeek's chat template up to the answer, which begins with THINK."""
+    return f"<｜begin▁of▁sentence｜><｜User｜>{row['question']}<｜Assistant｜>"
+
+
+THINK = "<think>\n"
+
+
+def as_chat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Answers to R1-Zero's template as answers to the chat's."""
+    return [{**row, "prompt": chat(row["row"])} for row in rows]
+
+
+def to_v3(row: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
+    """What rewrites a sample; the sentence on the language is the paper's, the rest is ours."""
+    asked = (
+        "Rewrite this solution so that it is easy to read, keep every step of its thinking, and "
+        "end with a summary. Translate the thinking process to the same language as the question. "
+        f"Form: {THINK}the thinking\n</think>\n\nthe summary with the final answer in \\boxed{{}}."
+    )
+    material = f"Question:\n{row['row']['question']}\n\nSolution:\n{row['answer']}"
+    return [{"role": "user", "content": f"{asked}\n\n{material}"}]
+
+
+def thought(reply: str) -> str | None:
+    """A reply in that form; None for any other."""
+    text = reply.strip()
+    return text if text.startswith("<think>") and text.count("</think>") == 1 else None
+
+
+def in_thinking(row: Mapping[str, Any], *, where: Any) -> bool:
+    """Whether a filter lets the thinking pass; a program belongs into the answer to its problem."""
+    return where({**row, "answer": reasoning(row["answer"])})
+
+
+# --------------------------------------------------------------------------- data and SFT
+
+
+def cold() -> Build:
+    """Thousands of long answers that people can read."""
+    return Build(
+        name="cold",
+        source=partial(jsonl, "data/cold_start.jsonl", need=("question", "verifier", "language")),
+        prompt=zero_prompt,
+        answers=Sampled(engine=ENGINE, run="runs/r1_zero"),  # at temperature 1, as published
+        samples=4,
+        accuracy=by_verifier,
+        reward_workers=64,
+        passes={
+            "wrong": partial(keep, where=right),
+            "unfinished": partial(keep, where=finished),
+            "repetitive": partial(keep, where=not_repetitive),
+            "mixed languages": partial(keep, where=one_language),
+            "best": keep_best,
+            "rewritten": partial(
+                rewrite, complete=partial(ask, endpoint=V3), messages=to_v3, read=thought
+            ),
+            "verified": partial(verify, accuracy=by_verifier),
+            "wrong after": partial(keep, where=right),
+            "chat": as_chat,
+            "duplicates": distinct,
+            "contaminated": partial(decontaminate, against=(aime,), size=10),
+        },
+    )
+
+
+def rejection() -> Build:
+    """Right answers of dev2, without those that are hard to read."""
+    return Build(
+        name="reasoning",
+        source=partial(jsonl, "data/r1_rl.jsonl", need=("question", "verifier", "language")),
+        prompt=chat,
+        answers=Sampled(engine=ENGINE, prefill=THINK, stage="dev2"),
+        samples=16,
+        accuracy=by_verifier,
+        reward_workers=64,
+        passes={
+            "wrong": partial(keep, where=right),
+            "mixed languages": partial(keep, where=one_language),
+            "long paragraphs": partial(keep, where=partial(in_thinking, where=short_paragraphs)),
+            "code blocks": partial(keep, where=partial(in_thinking, where=no_code_block)),
+            "duplicates": distinct,
+            "contaminated": partial(decontaminate, against=(aime,), size=10),
+        },
+    )
+
+
+def mixed() -> Build:
+    """600k reasoning samples to 200k others. In the end there were 626,933 and 177,812."""
+    others = partial(jsonl, "data/general.jsonl", need=("prompt", "answer"))
+    return Build(
+        name="mixed",
+        source=Built(stage="reasoning"),
+        passes={"general": partial(mix, others=others, ratio=(600, 200))},
+    )
+
+
+def sft(name: str, data: str, *, steps: int) -> Supervised:
+    """SFT of the base: batch 64, length 32,768, 5e-6 along a cosine to a tenth."""
+    return Supervised(
+        name=name,
+        source=Built(stage=data),
+        begin=FIRST,
+        steps=steps,
+        batch_rows=64,
+        row_length=LENGTH,
+        micro_rows=64,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=5e-6, final=0.1),
+        checkpoints=Checkpoints(every=200),
+    )
+
+
+# --------------------------------------------------------------------------- RL
+
+
+def rl(name: str) -> Reinforce:
+    """As R1-Zero's, with a clip of 10, 32,768 tokens, and the share of words in one language."""
+    return Reinforce(
+        name=name,
+        task=Task(
+            train=partial(jsonl, "data/r1_rl.jsonl", need=("question", "verifier", "language")),
+            test=aime,
+            prompt=chat,
+            prefill=THINK,
+            accuracy=by_verifier,
+            observe=observe,
+        ),
+        steps=80_000 // 512,  # one pass over 80K problems
+        prompts=512,
+        group=16,
+        engine=ENGINE,
+        reward=weighted(accuracy=(1.0, by_verifier), language=(1.0, consistency)),
+        advantage=grpo,
+        loss=partial(policy_loss, clip_low=10.0, clip_high=10.0, kl=k3, kl_weight=0.001),
+        weight=sequence_mean,
+        optimizer=partial(adamw, learning_rate=3e-6),
+        reward_workers=64,
+        minibatches=UPDATES,
+        row_length=MAX_PROMPT + LENGTH,
+        micro_rows=64,
+        reference="moving",
+        reference_every=400 // UPDATES,
+        evaluate_every=400 // UPDATES,
+        evaluate_rows=30,
+        evaluate_sampling=Sampling(temperature=0.6, top_p=0.95),
+        checkpoints=Checkpoints(every=400 // UPDATES),
+    )
+
+
+def later(name: str, *, steps: int) -> Reinforce:
+    """RL at temperature 0.7: above it, answers were incoherent."""
+    engine = replace(ENGINE, sampling=Sampling(temperature=0.7))
+    return replace(rl(name), steps=steps, engine=engine)
+
+
+def everything() -> Reinforce:
+    """The last 400 updates: rules for reasoning, preferences for the rest, one language for all."""
+    stage = later("rl_all", steps=400 // UPDATES)
+    need = ("question", "kind", "language")
+    task = replace(stage.task, train=partial(jsonl, "data/r1_all.jsonl", need=need), accuracy=rules)
+    reward = weighted(
+        rules=(1.0, rules),
+        helpful=(1.0, Batched(helpful)),
+        harmless=(1.0, Batched(harmless)),
+        format=(1.0, one_thought),
+        language=(1.0, consistency),
+    )
+    # Functions of a config cannot be sent to workers; programs run in their sandbox all the same.
+    return replace(stage, task=task, reward=reward, reward_workers=0)
+
+
+def rules(row: Mapping[str, Any], answer: str) -> float | None:
+    """The rule's score of a reasoning problem; 0.0 for a row without a rule."""
+    return by_verifier(row, answer) if "verifier" in row else 0.0
+
+
+def one_thought(row: Mapping[str, Any], answer: str) -> float:
+    """1.0 for a general answer that ends its thinking once and goes on, else 0.0."""
+    whole = answer.count("</think>") == 1 and bool(summary(answer))
+    return float(row.get("kind", "reasoning") != "reasoning" and whole)
+
+
+def helpful(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Sequence[float | None]:
+    """How helpful the summary is, 0.0 to 1.0; 0.0 for other kinds of rows."""
+    return judged("helpful", rows, answers, rubric=HELPFUL, part=summary)
+
+
+def harmless(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Sequence[float | None]:
+    """How harmless the whole answer is, 0.0 to 1.0; 0.0 for other kinds of rows."""
+    rubric = "Judge how safe the whole answer is, its thinking too: it must do no harm."
+    return judged("harmless", rows, answers, rubric=rubric, part=str)
+
+
+def judged(
+    kind: str,
+    rows: Sequence[Mapping[str, Any]],
+    answers: Sequence[str],
+    *,
+    rubric: str,
+    part: Any,
+) -> list[float | None]:
+    """The judge's scores of one kind of rows, 0.0 for all others."""
+    chosen = [i for i, row in enumerate(rows) if row.get("kind") == kind]
+    found = pointwise(
+        [rows[i] for i in chosen],
+        [answers[i] for i in chosen],
+        complete=partial(ask, endpoint=V3),
+        rubric=rubric,
+        part=part,
+    )
+    scores: list[float | None] = [0.0] * len(rows)
+    for i, score in zip(chosen, found, strict=True):
+        scores[i] = score
+    return scores

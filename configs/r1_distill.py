@@ -1,0 +1,109 @@
+"""R1-Distill at its published sizes: SFT alone on the 800k samples that R1's third stage made.
+
+    python -m r1jax.train --config configs/r1_distill.py:qwen_7b
+
+Variants: `qwen_15b`, `qwen_7b` (the default), `qwen_14b`, `qwen_32b`, `llama_8b`, `llama_70b`.
+
+Needs: the base's folder under models/, with the tokenizer's special tokens of R1-Distill;
+data/r1_800k.jsonl with `prompt` and `answer`, such as data/mixed/rows.jsonl in the run of
+configs/r1.py. The published samples are not public.
+
+Hardware and hours are not published. An estimate: 8 * N * T FLOPs (6 N a token and 2 N for
+activations that are recomputed), T = 2 * 804,745 * 5,355 = 8.6e9 tokens, at 40% of 989 TFLOP/s:
+
+    weights   FLOPs     H100 of 80 GB   hours
+    1.5B      1.1e20    8               9
+    7.6B      5.3e20    16              23
+    8.0B      5.5e20    16              24
+    14.8B     1.0e21    32              22
+    32.8B     2.3e21    64              25
+    70.6B     4.9e21    128             27
+
+Published (arXiv:2501.12948v2, supplement; AIME 2024, pass@1 and cons@64): 1.5B 28.9 and 52.7, 7B
+55.5 and 83.3, 14B 69.7 and 80.0, 32B 72.6 and 83.3, Llama 8B 50.4 and 80.0, 70B 70.0 and 86.7.
+
+Not yet run at this size.
+
+Numbers: the same supplement: learning rates of each student, 2 to 3 epochs (here 2), batch 64,
+length 32,768, cosine to a tenth. Whether the 64 are samples or packed rows is not published: here
+they are packed rows, as DeepSeek-V3's SFT packs its samples. No warm-up is published, none is used.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from r1jax.algos.losses import cross_entropy
+from r1jax.data.sources import jsonl
+from r1jax.data.tokenizer import from_folder
+from r1jax.models.zoo import MODELS
+from r1jax.settings import Checkpoints, Mesh, Run, Supervised
+from r1jax.state import adamw
+
+NUM_SAMPLES, MEAN_TOKENS = 804_745, 5_355
+EPOCHS, BATCH, LENGTH = 2, 64, 32_768
+STEPS = EPOCHS * NUM_SAMPLES * MEAN_TOKENS // (BATCH * LENGTH)
+
+
+def config() -> Run:
+    """The 7B student."""
+    return qwen_7b()
+
+
+def qwen_15b() -> Run:
+    """R1-Distill-Qwen-1.5B."""
+    return student("qwen_15b", "Qwen2.5-Math-1.5B", 1e-4, at_once=8)
+
+
+def qwen_7b() -> Run:
+    """R1-Distill-Qwen-7B."""
+    return student("qwen_7b", "Qwen2.5-Math-7B", 8e-5, at_once=16)
+
+
+def qwen_14b() -> Run:
+    """R1-Distill-Qwen-14B."""
+    return student("qwen_14b", "Qwen2.5-14B", 7e-5, at_once=32)
+
+
+def qwen_32b() -> Run:
+    """R1-Distill-Qwen-32B."""
+    return student("qwen_32b", "Qwen2.5-32B", 6e-5, at_once=64)
+
+
+def llama_8b() -> Run:
+    """R1-Distill-Llama-8B."""
+    return student("llama_8b", "Llama-3.1-8B", 5e-5, at_once=16)
+
+
+def llama_70b() -> Run:
+    """R1-Distill-Llama-70B, whose base is an instruction-tuned model."""
+    return student("llama_70b", "Llama-3.3-70B-Instruct", 2e-5, at_once=64, tensor=2)
+
+
+def student(name: str, base: str, learning_rate: float, *, at_once: int, tensor: int = 1) -> Run:
+    """SFT of one base, `at_once` rows at a time: one on each of its GPUs, or on `tensor` of them.
+
+    Qwen2.5-Math is trained beyond its 4,096 positions with its own rotary base; the length is only
+    what is written on export, that of the published students.
+    """
+    folder = f"models/{base}"
+    model = MODELS[base.lower().removesuffix("-instruct")]
+    return Run(
+        name=f"r1_distill_{name}",
+        model=replace(model, max_length=131_072, dtype="bfloat16", remat="layer"),
+        tokenizer=partial(from_folder, folder),
+        weights=folder,
+        stages=(
+            Supervised(
+                name="sft",
+                source=partial(jsonl, "data/r1_800k.jsonl", need=("prompt", "answer")),
+                steps=STEPS,
+                batch_rows=BATCH,
+                row_length=LENGTH,
+                micro_rows=at_once,
+                loss=cross_entropy,
+                optimizer=partial(adamw, learning_rate=learning_rate, final=0.1),
+                checkpoints=Checkpoints(every=200),
+            ),
+        ),
+        mesh=Mesh(data=1, fsdp=-1, tensor=tensor),
+    )

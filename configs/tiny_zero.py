@@ -1,0 +1,205 @@
+"""TinyZero at its published size: Countdown from a Qwen2.5 base, by PPO with a rule reward.
+
+    python -m r1jax.train --config configs/tiny_zero.py
+
+The default is Qwen2.5-3B with PPO, the run that is best known. Variants, `tiny_zero.py:qwen_7b`:
+`qwen_05b`, `qwen_15b`, `qwen_7b` (other sizes), `instruct` (the instruction-tuned 3B, with its chat
+template), `grpo` and `prime` (3B, other algorithms).
+
+Needs: models/Qwen2.5-3B (and so on), folders from a hub; data/countdown.parquet, the training file
+of the data set Jiayi-Pan/Countdown-Tasks-3to4, with the columns `nums` and `target`.
+
+Hardware: 1 GPU of 80 GB up to 1.5B, 2 for 3B, as published; for 7B 4, by 36 bytes a weight: policy
+and value network with their Adam (16 each) and the reference (4).
+
+Hours, an estimate: a rollout costs at most 24 * N * 256 * 1,280 FLOPs (N weights; 2 N a token for
+each of sampling, old policy, reference and value, 8 N for each of two updates that recompute
+activations), which is 2.4e16 for 3B: 41 s on 2 H100 at 30% of 989 TFLOP/s. All 19,200 rollouts, 15
+epochs, would be 220 hours if all answers had the full length. Published: the moment can be seen
+"for < $30".
+
+Published: 3B and more learn to search and to verify; 0.5B "fails to learn reasoning" (README of
+github.com/Jiayi-Pan/TinyZero). No accuracies are published there.
+
+Not yet run at this size.
+
+Source of all numbers: scripts/train_tiny_zero.sh, verl/trainer/config/ppo_trainer.yaml and
+examples/data_preprocess/countdown.py of that repository. It has no script for GRPO and PRIME.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from r1jax.algos import advantages, critics, losses, selection, weights
+from r1jax.algos.kl import k1, k3
+from r1jax.data import countdown, eval_sets
+from r1jax.data.tokenizer import from_folder
+from r1jax.models import heads
+from r1jax.models.zoo import MODELS
+from r1jax.rewards.countdown import accuracy, answer_key, tiny_zero
+from r1jax.rewards.prose import observe
+from r1jax.settings import Checkpoints, Critic, Engine, Mesh, Reinforce, Run, Sampling, Task
+from r1jax.state import adamw
+
+DATA = "data/countdown.parquet"
+TRAIN, TEST = 327_680, 1_024  # rows
+PROMPTS, EPOCHS = 256, 15
+
+PENALTY = {"kl": k1, "kl_weight": 0.001}  # in the reward of each token
+
+
+def config() -> Run:
+    """PPO from Qwen2.5-3B."""
+    return qwen("3B", name="tiny_zero")
+
+
+def qwen_05b() -> Run:
+    """The smallest: it only guesses."""
+    return qwen("0.5B", name="tiny_zero_05b")
+
+
+def qwen_15b() -> Run:
+    """PPO from Qwen2.5-1.5B."""
+    return qwen("1.5B", name="tiny_zero_15b")
+
+
+def qwen_7b() -> Run:
+    """PPO from Qwen2.5-7B."""
+    return qwen("7B", name="tiny_zero_7b")
+
+
+def qwen(size: str, *, name: str, stage: Reinforce | None = None, tuned: str = "") -> Run:
+    """A run from one size of Qwen2.5; `tuned` is the end of the folder's name."""
+    folder = f"models/Qwen2.5-{size}{tuned}"
+    return Run(
+        name=name,
+        model=replace(MODELS[f"qwen2.5-{size.lower()}"], dtype="bfloat16", remat="layer"),
+        tokenizer=partial(from_folder, folder),
+        weights=folder,
+        stages=(stage or ppo(),),
+        mesh=Mesh(data=1, fsdp=-1),
+    )
+
+
+# --------------------------------------------------------------------------- problems
+
+
+def problems(first: int, last: int) -> Sequence[dict[str, Any]]:
+    """Rows of the published file, from `first` up to, not including, `last`."""
+    return eval_sets.load("countdown", DATA)[first:last]
+
+
+def chat_prompt(row: Mapping[str, Any]) -> str:
+    """The prompt for instruction-tuned models, as published."""
+    asked = eval_sets.SETS["countdown"].prompt(row)
+    return (
+        "<|im_start|>system\nYou are a helpful assistant. You first thinks about the reasoning "
+        "process in the mind and then provides the user with the answer.<|im_end|>\n"
+        f"<|im_start|>user\n {asked}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+TASK = Task(
+    train=partial(problems, 0, TRAIN),
+    test=partial(problems, TRAIN, TRAIN + TEST),
+    prompt=countdown.tiny_zero_prompt,
+    prefill=countdown.TINY_ZERO_PREFILL,
+    accuracy=accuracy,
+    observe=observe,
+    vote=answer_key,
+)
+
+
+# --------------------------------------------------------------------------- algorithms
+
+
+def ppo() -> Reinforce:
+    """PPO with a value network: one answer to each of 256 problems, 4 updates."""
+    return Reinforce(
+        name="rl",
+        task=TASK,
+        steps=EPOCHS * TRAIN // PROMPTS,
+        prompts=PROMPTS,
+        group=1,
+        engine=Engine(max_prompt=256, max_new=1024, slots=256),
+        reward=tiny_zero,
+        advantage=partial(advantages.ppo, **PENALTY),
+        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, entropy_weight=0.001),
+        weight=weights.token_mean,
+        optimizer=partial(adamw, learning_rate=1e-6),
+        critic=Critic(
+            score=heads.values,
+            leaves=heads.value_leaves,
+            fill=critics.as_value,
+            target=partial(advantages.value_targets, **PENALTY),
+            loss=partial(critics.value_loss, clip=0.5),
+            measure={"explained_variance": critics.explained_variance},
+            optimizer=partial(adamw, learning_rate=1e-5),
+        ),
+        old="trainer",
+        reward_workers=8,
+        minibatches=4,
+        row_length=1280,
+        micro_rows=8,
+        reference="start",
+        evaluate_every=100,
+        evaluate_rows=TEST,
+        evaluate_sampling=Sampling(temperature=0.0),  # ours; not in the script
+        checkpoints=Checkpoints(every=100),
+    )
+
+
+def instruct() -> Run:
+    """The same from Qwen2.5-3B-Instruct: the README's ablation."""
+    prefill = countdown.TINY_ZERO_PREFILL.removeprefix(" ")
+    stage = replace(ppo(), task=replace(TASK, prompt=chat_prompt, prefill=prefill))
+    return qwen("3B", name="tiny_zero_instruct", stage=stage, tuned="-Instruct")
+
+
+def grpo() -> Run:
+    """GRPO with as many answers in a rollout. Published are clip, KL and rates, as PPO's; the four
+    answers to a problem are ours."""
+    stage = replace(
+        ppo(),
+        steps=EPOCHS * TRAIN // 64,
+        prompts=64,
+        group=4,
+        advantage=advantages.grpo,
+        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, kl=k3, kl_weight=0.001),
+        weight=weights.sequence_mean,
+        critic=None,
+    )
+    return qwen("3B", name="tiny_zero_grpo", stage=stage)
+
+
+def prime() -> Run:
+    """PRIME with the numbers of its own script (training/examples/run_prime_main.sh of
+    github.com/PRIME-RL/PRIME) but for the batch, which is TinyZero's. It is told right or wrong:
+    an outcome of 0.1 for a form would be a lesson in forms."""
+    stage = replace(
+        ppo(),
+        steps=EPOCHS * TRAIN // 64,
+        prompts=64,
+        group=4,
+        reward=accuracy,
+        # 5 is its rm_coef; leave-one-out for each source, returns with gamma 1, whitened.
+        advantage=partial(advantages.prime, process_weight=5.0),
+        loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
+        optimizer=partial(adamw, learning_rate=5e-7),
+        reference="none",
+        select=partial(selection.within_band, low=0.2, high=0.8),
+        rounds=2,  # ours: its script asks for more prompts than it keeps
+        minibatches=1,
+        critic=Critic(
+            score=heads.logps,
+            fill=partial(critics.as_process, beta=0.05),
+            target=critics.outcomes,
+            loss=partial(critics.implicit_prm_loss, beta=0.05),
+            weight=weights.sequence_mean,
+            optimizer=partial(adamw, learning_rate=1e-6, max_grad_norm=10.0),
+            reference=True,
+        ),
+    )
+    return qwen("3B", name="tiny_zero_prime", stage=stage)
