@@ -8,19 +8,44 @@ with a rule reward, and nothing else, teaches it to go on searching.
 Variants, `countdown_tiny.py:ppo`, differ from that by the algorithm alone, and each says what it
 passes: `grpo`, `dr_grpo`, `dapo`, `gspo`, `cispo`, `rloo`, `reinforce_pp`,
 `reinforce_pp_baseline`, `ppo`, `ppo_shared`, `prime`.
+
+In the place of rewards, `dpo`, `ipo`, `simpo`, `orpo` and `kto` have pairs of texts, of which the
+one that goes on is better than the one that gives up; `reward_model` learns to tell them apart.
+`distil` and `on_policy` learn from the model in runs/countdown_tiny. Of these nothing has been
+measured yet.
 """
 
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from r1jax.algos import advantages, critics, losses, ratios, selection, weights
+from r1jax.algos import (
+    advantages,
+    critics,
+    distillation,
+    losses,
+    preferences,
+    ratios,
+    selection,
+    weights,
+)
 from r1jax.algos.kl import k1, k2, k3
-from r1jax.data import countdown
+from r1jax.data import countdown, labelled
 from r1jax.data.tokenizer import tiny
 from r1jax.models import heads
 from r1jax.rewards.countdown import accuracy, answer_key, observe
-from r1jax.settings import Checkpoints, Critic, Engine, Reinforce, Run, Supervised, Task, dense
+from r1jax.settings import (
+    Checkpoints,
+    Critic,
+    Engine,
+    Head,
+    Reinforce,
+    Run,
+    Supervised,
+    Task,
+    Teacher,
+    dense,
+)
 from r1jax.state import adamw
 
 WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
@@ -267,5 +292,104 @@ def prime() -> Run:
                 optimizer=partial(adamw, learning_rate=2e-4, warmup=5),
                 reference=True,
             ),
+        ),
+    )
+
+
+# --------------------------------------------------------------------------- preferences, teachers
+
+ATTEMPTS = partial(countdown.attempts_rows, 20_000, seed=3, **WORLD, max_attempts=11)
+PAIRS = partial(
+    labelled.compared,
+    chosen=partial(ATTEMPTS, give_up=0.0, persistent=1.0),
+    rejected=partial(ATTEMPTS, give_up=1.0, persistent=0.0),
+)
+
+
+def preferred(**changes: Any) -> tuple[Supervised, Supervised]:
+    """The same base, then training on pairs of texts."""
+    stage = Supervised(
+        name="preferred",
+        source=PAIRS,
+        texts=labelled.pairs,
+        steps=60,
+        batch_rows=32,
+        row_length=288,  # both answers of a pair lie in one row
+        micro_rows=8,
+        loss=preferences.dpo,
+        weight=weights.sequence_mean,
+        reference=True,
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
+        checkpoints=Checkpoints(every=20),
+    )
+    return base(), replace(stage, **changes)
+
+
+def dpo() -> Run:
+    """DPO: the log-ratio to the base of the better text is to be above that of the worse."""
+    return replace(config(), name="countdown_tiny_dpo", stages=preferred())
+
+
+def ipo() -> Run:
+    """IPO: that gap is drawn to a size."""
+    stages = preferred(loss=preferences.ipo)
+    return replace(config(), name="countdown_tiny_ipo", stages=stages)
+
+
+def simpo() -> Run:
+    """SimPO: means of log-probabilities, with a margin and without a reference."""
+    stages = preferred(loss=preferences.simpo, reference=False)
+    return replace(config(), name="countdown_tiny_simpo", stages=stages)
+
+
+def orpo() -> Run:
+    """ORPO: surprise at the better text and odds against the worse, without a reference."""
+    stages = preferred(loss=preferences.orpo, reference=False)
+    return replace(config(), name="countdown_tiny_orpo", stages=stages)
+
+
+def kto() -> Run:
+    """KTO: the same texts one by one, good or bad, against a reference point of each update."""
+    stages = preferred(
+        source=partial(labelled.apart, PAIRS),
+        texts=labelled.labels,
+        loss=preferences.kto,
+        reference_point=preferences.kto_reference_point,
+    )
+    return replace(config(), name="countdown_tiny_kto", stages=stages)
+
+
+def reward_model() -> Run:
+    """A reward model of the pairs, for `r1jax.reward_model` to be asked."""
+    stages = preferred(
+        loss=preferences.pairwise_loss,
+        head=Head(score=heads.rewards, leaves=heads.reward_leaves),
+        reference=False,
+    )
+    return replace(config(), name="countdown_tiny_reward_model", stages=stages)
+
+
+def distil() -> Run:
+    """The base learns the whole distributions of the model that GRPO made, on the base's texts."""
+    stage = replace(
+        base(),
+        name="distil",
+        steps=200,
+        loss=distillation.distillation_loss,
+        divergence=distillation.forward_kl,
+        teacher=Teacher(run="runs/countdown_tiny"),
+    )
+    return replace(config(), name="countdown_tiny_distil", stages=(base(), stage))
+
+
+def on_policy() -> Run:
+    """The base learns what that model makes of the base's own samples. No reward is read."""
+    return replace(
+        config(),
+        name="countdown_tiny_on_policy",
+        stages=changed(
+            advantage=advantages.on_policy_distillation,
+            reference="none",
+            teacher=Teacher(run="runs/countdown_tiny"),
         ),
     )

@@ -145,7 +145,7 @@ def dotted(named: Any) -> str:
         if not isinstance(named, FunctionType):
             return f"config:{name}"
         return f"config:{name}@{hashlib.sha256(_code(named).encode()).hexdigest()[:8]}"
-    if module == "r1jax.settings":
+    if module in ("r1jax.settings", "r1jax.architecture"):
         return name
     parts = module.split(".")
     for count in range(1, len(parts) if parts[0] != "r1jax" else 0):

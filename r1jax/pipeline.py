@@ -17,11 +17,12 @@ from r1jax import checkpoint, config, dataset, manifest, metrics, restore, setti
 from r1jax.data import sources
 from r1jax.data import tokenizer as tokenizers
 from r1jax.loops import rl, supervised
+from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
 from r1jax.rewards.pool import open_pool
 from r1jax.rewards.weighted import score_many
-from r1jax.settings import FIRST, Build, Built, Sampled
+from r1jax.settings import FIRST, Build, Built, Mesh, Sampled
 from r1jax.types import Params
 
 PIECE = 32 * 2**20  # bytes of each end of a file of weights that are looked at
@@ -57,6 +58,8 @@ def check(cfg: settings.Run) -> None:
     for stage in cfg.stages:
         if isinstance(stage, Build) and isinstance(stage.answers, Sampled) and stage.answers.run:
             other_weights(stage.answers)
+        if not isinstance(stage, Build) and stage.teacher is not None:
+            other_weights(stage.teacher)
         if not any(settings.built(stage)):
             check_stage(stage, tokenizer)
 
@@ -156,7 +159,8 @@ def save(folder: Path, entries: Mapping[str, manifest.Entry]) -> None:
 
 def run_supervised(cfg: settings.Supervised, inputs: Inputs, out: Path) -> None:
     """Trains on texts; the checkpoints in `out` show how far it came."""
-    supervised.train(cfg, inputs.context, inputs.load())
+    teacher = open_teacher(cfg.teacher, inputs.context)
+    supervised.train(cfg, inputs.context, inputs.load(), teacher=teacher)
 
 
 def run_reinforce(cfg: settings.Reinforce, inputs: Inputs, out: Path) -> None:
@@ -164,7 +168,8 @@ def run_reinforce(cfg: settings.Reinforce, inputs: Inputs, out: Path) -> None:
     with open_pool(workers=cfg.reward_workers, seconds=cfg.reward_seconds) as pool:
         reward = partial(score_many, cfg.reward, each=pool.map)
         scorer = Scorer(reward=reward, each=pool.map)
-        rl.train(cfg, inputs.context, inputs.load(), scorer=scorer)
+        teacher = open_teacher(cfg.teacher, inputs.context)
+        rl.train(cfg, inputs.context, inputs.load(), scorer=scorer, teacher=teacher)
 
 
 def run_build(cfg: Build, inputs: Inputs, out: Path) -> None:
@@ -290,6 +295,25 @@ def asked_model(answers: Sampled, inputs: Inputs) -> restore.Restored:
     )
 
 
+def open_teacher(cfg: settings.Teacher | None, context: Context) -> Teacher | None:
+    """The model of another run, on the mesh of this one; None where there is none.
+
+    Raises:
+      ValueError: it cannot be loaded, or has another vocabulary.
+    """
+    if cfg is None:
+        return None
+    axes = [f"mesh.{one.name}={getattr(context.run.mesh, one.name)}" for one in fields(Mesh)]
+    found = restore.open_run(Path(cfg.run), stage=cfg.stage, overrides=axes)
+    sizes = found.run.model.vocab_size, context.run.model.vocab_size
+    if len(set(sizes)) > 1 or found.tokenizer.get_vocab() != context.tokenizer.get_vocab():
+        raise ValueError(
+            f"the teacher {cfg.run} must have the vocabulary of the model that it teaches: "
+            f"{sizes[0]} and {sizes[1]} rows, and the same tokens"
+        )
+    return Teacher(model=found.run.model, params=found.params)
+
+
 def rows_of(folder: Path, stage: str) -> Callable[[], settings.Rows]:
     """The source of the rows that a `Build` stage wrote."""
     return partial(sources.jsonl, folder / "data" / stage / dataset.ROWS)
@@ -348,6 +372,8 @@ def digests(
     elif not isinstance(cfg, Build) or isinstance(cfg.answers, Sampled):
         known = first if weights == FIRST else entries[weights].output["sha256"]
         found[f"weights of {weights}" if weights != FIRST else FIRST] = known
+    if not isinstance(cfg, Build) and cfg.teacher is not None:
+        found["weights of the teacher"] = sources.file_digest(other_weights(cfg.teacher))
     for name, source in source_fields(cfg).items():
         found[name] = sources.digest(source())
     if isinstance(cfg, Build):
@@ -378,8 +404,8 @@ def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]
     return {name: source for name, source in found.items() if not any(settings.built(source))}
 
 
-def other_weights(answers: Sampled) -> Path:
-    """The sums of the newest checkpoint of another run, from which a `Build` stage samples.
+def other_weights(answers: Sampled | settings.Teacher) -> Path:
+    """The sums of the newest checkpoint of another run, from which a stage samples or learns.
 
     Raises:
       ValueError: there is none.

@@ -1,5 +1,5 @@
-"""Every setting of a run, as frozen records. Nothing is imported but the standard library and
-`r1jax.schedules`.
+"""Every setting of a run, as frozen records. Nothing is imported but the standard library,
+`r1jax.architecture` and `r1jax.schedules`.
 
 A config file is a function that returns a `Run` (see `r1jax.config`). Settings are plain values
 and functions; no array and no part of JAX is needed to build, check or print them.
@@ -10,209 +10,19 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any, Literal
 
+from r1jax.architecture import Attention as Attention
+from r1jax.architecture import Decoder as Decoder
+from r1jax.architecture import Experts as Experts
+from r1jax.architecture import Group as Group
+from r1jax.architecture import Latent as Latent
+from r1jax.architecture import Llama3Rope as Llama3Rope
+from r1jax.architecture import Mlp as Mlp
+from r1jax.architecture import Yarn as Yarn
+from r1jax.architecture import dense as dense
 from r1jax.schedules import Schedule, bounds
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
-
-# --------------------------------------------------------------------------- model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attention:
-    """Grouped-query attention with rotary positions (Llama, Qwen2, Qwen3)."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    bias: bool = False  # on q, k and v, as in Qwen2
-    qk_norm: bool = False  # RMS norm of each head's q and k, as in Qwen3
-
-    def __post_init__(self) -> None:
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads must be a multiple of num_kv_heads, "
-                f"got {self.num_heads} and {self.num_kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even (rotary pairs), got {self.head_dim}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Latent:
-    """Multi-head latent attention (DeepSeek-V2, V3, R1): keys and values of all heads come from
-    one short vector a token, beside which one rotary key is shared by the heads."""
-
-    num_heads: int
-    q_rank: int | None  # width of the compressed query; None: not compressed
-    kv_rank: int  # width of the compressed keys and values
-    nope_dim: int  # of a head's query and key, without position
-    rope_dim: int  # of a head's query and of the shared key, rotated
-    value_dim: int  # of a head's value
-    interleaved: bool = True  # rotary pairs are neighbours in the stored weights
-
-    def __post_init__(self) -> None:
-        if self.rope_dim % 2:
-            raise ValueError(f"rope_dim must be even (rotary pairs), got {self.rope_dim}")
-        if self.value_dim > self.nope_dim + self.rope_dim:
-            raise ValueError(
-                f"value_dim must be <= nope_dim + rope_dim, "
-                f"got {self.value_dim} > {self.nope_dim} + {self.rope_dim}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mlp:
-    """Gated SiLU feed-forward of width `dim`."""
-
-    dim: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experts:
-    """Mixture of gated SiLU feed-forwards of width `dim`, of which a token takes `top_k`."""
-
-    num_experts: int
-    top_k: int
-    dim: int
-    score: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: with a bias for the choice only
-    normalise: bool = True  # a token's weights sum to `scale`
-    scale: float = 1.0
-    num_groups: int = 1  # of experts; a token's choice is from the best `top_groups` of them
-    top_groups: int = 1
-    shared_dim: int = 0  # width of the feed-forward that every token takes; 0: none
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(
-                f"top_k must be in 1..num_experts, got {self.top_k} of {self.num_experts}"
-            )
-        if self.num_experts % self.num_groups:
-            raise ValueError(
-                f"num_experts must be a multiple of num_groups, "
-                f"got {self.num_experts} and {self.num_groups}"
-            )
-        size = self.num_experts // self.num_groups
-        if not 1 <= self.top_groups <= self.num_groups or self.top_groups * size < self.top_k:
-            raise ValueError(
-                f"top_groups must be in 1..num_groups and hold top_k experts, got "
-                f"{self.top_groups} of {self.num_groups} groups of {size} for top_k {self.top_k}"
-            )
-        if self.num_groups > 1 and size < 2:
-            raise ValueError("a group needs 2 experts or more: its score is the sum of its best 2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """`count` equal layers in a row; their weights are stacked and scanned over."""
-
-    count: int
-    mixer: Attention | Latent
-    mlp: Mlp | Experts
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"a group needs at least one layer, got count {self.count}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Rope:
-    """Llama 3.1's longer context: slow rotary pairs turn `factor` times slower."""
-
-    factor: float
-    original_length: int  # of the context before
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-
-    def __post_init__(self) -> None:
-        if self.factor < 1 or self.original_length < 1:
-            raise ValueError(
-                f"factor and original_length must be >= 1, "
-                f"got {self.factor} and {self.original_length}"
-            )
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError(
-                f"need 0 < low_freq_factor < high_freq_factor, "
-                f"got {self.low_freq_factor} and {self.high_freq_factor}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Yarn:
-    """YaRN's longer context: slow rotary pairs turn `factor` times slower, and scores grow.
-
-    `mscale` and `mscale_all_dim` are DeepSeek's: the first over the second scales cosine and sine,
-    and the second's square the scores of latent attention. 0: not given.
-    """
-
-    factor: float
-    original_length: int  # of the context before
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 0.0
-    mscale_all_dim: float = 0.0
-    attention_factor: float | None = None  # what scales cosine and sine; None: as YaRN advises
-
-    def __post_init__(self) -> None:
-        if self.factor < 1 or self.original_length < 1:
-            raise ValueError(
-                f"factor and original_length must be >= 1, "
-                f"got {self.factor} and {self.original_length}"
-            )
-        if not 0 < self.beta_slow < self.beta_fast:
-            raise ValueError(
-                f"need 0 < beta_slow < beta_fast, got {self.beta_slow} and {self.beta_fast}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoder:
-    """A decoder-only transformer: groups of equal layers between an embedding and a head."""
-
-    vocab_size: int
-    dim: int
-    groups: tuple[Group, ...]
-    rope_theta: float = 10_000.0
-    rope_scaling: Llama3Rope | Yarn | None = None
-    max_length: int = 32_768  # tokens that it is meant for; written on export, checked by nobody
-    norm_eps: float = 1e-6
-    tied: bool = True  # the head is the embedding, transposed
-    num_mtp: int = 0  # multi-token-prediction modules; each is a layer like the last group's
-    remat: Literal["none", "layer"] = "none"  # recompute a layer's activations in backward
-    scan: bool = True  # over a group's layers in training; False: unrolled, for a few small layers
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the compute; weights are float32
-    sums: Literal["float32", "float64"] = "float32"  # float64: on CPUs, in attention, norms and
-    # softmax, so that sampler and trainer agree to the bit; costs up to a third of the speed
-
-    def __post_init__(self) -> None:
-        if not self.groups:
-            raise ValueError("a decoder needs at least one group of layers")
-
-
-def dense(
-    *,
-    vocab_size: int,
-    dim: int,
-    num_layers: int,
-    num_heads: int,
-    num_kv_heads: int,
-    mlp_dim: int,
-    head_dim: int | None = None,
-    bias: bool = False,
-    qk_norm: bool = False,
-    **rest: Any,
-) -> Decoder:
-    """A decoder of equal layers: Qwen2 with `bias`, Qwen3 with `qk_norm`, Llama with neither."""
-    mixer = Attention(
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=dim // num_heads if head_dim is None else head_dim,
-        bias=bias,
-        qk_norm=qk_norm,
-    )
-    group = Group(count=num_layers, mixer=mixer, mlp=Mlp(dim=mlp_dim))
-    return Decoder(vocab_size=vocab_size, dim=dim, groups=(group,), **rest)
-
 
 # --------------------------------------------------------------------------- machine
 
@@ -322,8 +132,29 @@ class Auxiliary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Head:
+    """What says a number after each token, beside the head of the language model. A reward model
+    is a decoder with one."""
+
+    score: Callable[..., Any]  # (Decoder, params, states after the tokens, batch) -> [B, T]
+    leaves: Callable[..., Any]  # (Decoder) -> the weights it has beside a decoder's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The model of another run, of the same vocabulary, from whose probabilities a stage learns."""
+
+    run: str  # its folder
+    stage: str | None = None  # whose weights; None: the last
+
+
+@dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """Training on given text: pretraining, SFT. Rows have `prompt` and `answer` texts."""
+    """Training on given texts: pretraining, SFT, preferences, reward models, distillation.
+
+    Rows have `prompt` and `answer`, or what `texts` reads. The loss is of the log-probabilities of
+    their tokens; with a `head` of its scores; with a `divergence` of that to the teacher.
+    """
 
     name: str
     source: Callable[[], Rows]
@@ -335,11 +166,31 @@ class Supervised:
     loss: Callable[..., Any]
     optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
     on_prompt: bool = False  # train on the prompt's tokens too
+    # One of r1jax.data.labelled: (tokenizer, rows) -> the texts of each. None: prompt and answer
+    texts: Callable[..., Any] | None = None
+    weight: Callable[..., Any] | None = None  # (mask [texts, A]) -> [texts, A]; None: token mean
+    head: Head | None = None
+    reference: bool = False  # its first weights are kept, for losses that want `logp_ref`
+    # KTO's: (logp, batch) of answers to other prompts -> sum, count; needs the reference
+    reference_point: Callable[..., Any] | None = None
+    teacher: Teacher | None = None
+    divergence: Callable[..., Any] | None = None  # (student's, teacher's logits) -> nats
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     log_every: int = 10
 
     def __post_init__(self) -> None:
+        if self.reference_point is not None and not self.reference:
+            raise ValueError(f"{self.name}: reference_point needs reference=True")
+        if (self.teacher is None) != (self.divergence is None):
+            raise ValueError(f"{self.name}: teacher and divergence need each other")
+        if self.head is not None and (self.reference or self.teacher is not None):
+            raise ValueError(f"{self.name}: a head's scores have no reference and no teacher")
+        if self.texts is not None and self.weight is None:
+            raise ValueError(
+                f"{self.name}: texts needs weight, as in r1jax.algos.weights.sequence_mean: "
+                f"without it a long text would count for more"
+            )
         if self.batch_rows % self.micro_rows:
             raise ValueError(
                 f"batch_rows must be a multiple of micro_rows, "
@@ -419,6 +270,7 @@ class Reinforce:
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     reference: Literal["none", "start", "moving"] = "none"  # the frozen model of the KL term
     reference_every: int = 400  # steps between replacements of a moving reference
+    teacher: Teacher | None = None  # its log-probs stand for a reference's: on-policy distillation
     evaluate_every: int = 25  # steps; also before the first and after the last
     evaluate_rows: int = 256  # held-out problems
     evaluate_sampling: Sampling = field(default_factory=Sampling)
@@ -442,6 +294,8 @@ class Reinforce:
                 raise ValueError(
                     f"max_new must be 1 to engine.max_new={self.engine.max_new}, got {self.max_new}"
                 )
+        if self.teacher is not None and self.reference != "none":
+            raise ValueError("a teacher takes the reference's place: reference must be none")
         if self.critic is not None and self.critic.warmup >= self.steps:
             raise ValueError(
                 f"critic.warmup must be less than steps, got {self.critic.warmup} of {self.steps}"

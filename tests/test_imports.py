@@ -16,7 +16,8 @@ ABOVE = "(all above)"
 # it; those are rows above it. Modules about the same thing share a line.
 ROWS = {
     "schedules": "",
-    "settings": "schedules",
+    "architecture": "",
+    "settings": "architecture schedules",
     "types": "",
     "host": "",
     "deferred": "schedules",
@@ -37,11 +38,12 @@ ROWS = {
     "rollout": "types sharding kernels models",
     "local": "types sharding models rollout data.tokenizer",
     # Loops are handed their algorithms, rewards and tasks: they know none by name.
-    "loops": "types schedules sharding kernels data.packing metrics monitors models checkpoint "
-    "state rollout",
+    "loops": "types schedules sharding kernels data.packing data.labelled metrics monitors models "
+    "checkpoint state rollout",
     "reuse": "metrics manifest",
     "restore": ABOVE,
     "search": ABOVE,
+    "reward_model": ABOVE,
     "dataset": ABOVE,
     "evaluate": ABOVE,
     "pipeline": ABOVE,

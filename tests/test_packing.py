@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -342,7 +343,8 @@ def test_batches_are_over_ninety_percent_full_and_every_text_is_seen_about_once_
 
 
 def test_the_weights_of_each_batch_are_one_over_its_tokens():
-    stream = make_stream(realistic_lengths(np.random.default_rng(6), 100, 512), on_prompt=True)
+    place = partial(packing.place_texts, on_prompt=True)
+    stream = make_stream(realistic_lengths(np.random.default_rng(6), 100, 512), place=place)
     for i in range(3):
         batch = stream.batch(i)
         assert batch["num_tokens"] == batch["mask"].sum() > 0

@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 Fields = dict[str, np.ndarray]
 Text = tuple[Sequence[int], Sequence[int]]  # token ids of the prompt and of the answer
@@ -208,6 +209,12 @@ def _check_rollout(
         )
 
 
+def text_size(text: Text) -> int:
+    """The tokens of a prompt and its answer."""
+    prompt, answer = text
+    return len(prompt) + len(answer)
+
+
 def place_texts(
     packing: Packing,
     texts: Sequence[Text],
@@ -225,7 +232,7 @@ def place_texts(
     Raises:
       ValueError: the texts are not those of the packing, or need more than `num_rows` rows.
     """
-    _same_lengths([len(prompt) + len(answer) for prompt, answer in texts], packing)
+    _same_lengths([text_size(text) for text in texts], packing)
     fields = _empty_rows(packing, num_rows)
     for (prompt, answer), (row, start, end) in zip(texts, _spans(packing), strict=True):
         fields["tokens"][row, start:end] = [*prompt, *answer]
@@ -337,24 +344,26 @@ def shuffled(count: int, *, seed: int) -> Callable[[int], int]:
 class Stream:
     """Endless packed batches; each is a function of its number alone, so resuming needs no state.
 
-    `batch(i)` is what `place_texts` gives. Texts are read in windows of several batches:
-    `dropped(i)` is how many texts of the window of batch i found no room. `epoch` is the number
-    of batches in which as many texts are read as there are.
+    `batch(i)` is what `place` gives, of the texts `texts(i)`. Texts are read in windows of several
+    batches: `dropped(i)` is how many texts of the window of batch i found no room. `epoch` is the
+    number of batches in which as many texts are read as there are.
     """
 
     batch: Callable[[int], Fields]
+    texts: Callable[[int], list[Any]]
     dropped: Callable[[int], int]
     epoch: float
 
 
 def packed_batches(
     rows: Sequence[Row],
-    encode: Callable[[Sequence[Row]], Sequence[Text]],
+    encode: Callable[[Sequence[Row]], Sequence[T]],
     *,
     batch_rows: int,
     row_length: int,
     seed: int,
-    on_prompt: bool = False,
+    size: Callable[[T], int] = text_size,
+    place: Callable[[Packing, Sequence[T]], Fields] = place_texts,
     window: int = 4096,
 ) -> Stream:
     """Batches of `batch_rows` nearly full rows, of texts in an order drawn anew for each epoch.
@@ -363,7 +372,8 @@ def packed_batches(
     shuffled. How many is fixed at the start, from how the first texts pack and 3% short of full:
     so batch i can be computed from i. In a window whose texts happen to be longer than that, the
     last few find no room and are left out until the next epoch. `encode` turns some rows into
-    their texts at once, end tokens included.
+    their texts at once, end tokens included. What it gives for a row may be several texts that are
+    to lie in one packed row, if `size` counts their tokens and `place` lays them out.
 
     Raises:
       ValueError: there are no rows, or a text has no tokens or does not fit a row (when it is
@@ -373,10 +383,10 @@ def packed_batches(
         raise ValueError("no texts to train on: the source has 0 rows")
     order = shuffled(len(rows), seed=seed)
 
-    def read(first: int, count: int) -> tuple[list[Text], list[int]]:
+    def read(first: int, count: int) -> tuple[list[T], list[int]]:
         index = [order(i) for i in range(first, first + count)]
         texts = list(encode([rows[i] for i in index]))
-        lengths = [len(prompt) + len(answer) for prompt, answer in texts]
+        lengths = [size(text) for text in texts]
         for i, length in zip(index, lengths, strict=True):
             if not 1 <= length <= row_length:
                 raise ValueError(
@@ -390,21 +400,24 @@ def packed_batches(
     row_order = shuffled(window_rows, seed=seed)
 
     @lru_cache(maxsize=2)
-    def load(number: int) -> tuple[list[Text], Packing]:
+    def load(number: int) -> tuple[list[T], Packing]:
         texts, lengths = read(number * window_texts, window_texts)
         return texts, pack(lengths, row_length)
 
-    def batch(i: int) -> Fields:
+    def chosen(i: int) -> tuple[Packing, list[T]]:
         texts, packing = load(i // batches)
-        chosen, part = _some_rows(
-            packing, [row_order(i * batch_rows + r) for r in range(batch_rows)]
-        )
-        return place_texts(part, [texts[j] for j in chosen], on_prompt=on_prompt)
+        which, part = some_rows(packing, [row_order(i * batch_rows + r) for r in range(batch_rows)])
+        return part, [texts[j] for j in which]
 
     def dropped(i: int) -> int:
         return int((load(i // batches)[1].row >= window_rows).sum())
 
-    return Stream(batch=batch, dropped=dropped, epoch=len(rows) * batches / window_texts)
+    return Stream(
+        batch=lambda i: place(*chosen(i)),
+        texts=lambda i: chosen(i)[1],
+        dropped=dropped,
+        epoch=len(rows) * batches / window_texts,
+    )
 
 
 def _window_size(
@@ -419,7 +432,7 @@ def _window_size(
     return batches, max(1, int(0.97 * batches * batch_rows / rows_per_text))
 
 
-def _some_rows(packing: Packing, rows: Sequence[int]) -> tuple[Int[np.ndarray, " K"], Packing]:
+def some_rows(packing: Packing, rows: Sequence[int]) -> tuple[Int[np.ndarray, " K"], Packing]:
     """Which sequences lie in the given rows, and the packing of these; rows may be empty ones."""
     new_row = np.full(max(packing.num_rows, max(rows) + 1), -1, np.int32)
     new_row[rows] = range(len(rows))

@@ -1,10 +1,12 @@
 """Log-probabilities of given tokens from hidden states, without storing the logits of a batch."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from r1jax.kernels.sums import Sums, as_they_come
 
@@ -34,7 +36,6 @@ def token_logp(
     The distribution is softmax(logits / temperature) over the whole vocabulary. Rows are cut
     along T into chunks of at most CHUNK logits, which backward computes again.
     """
-    batch, length, _ = hidden.shape
     head = head.astype(hidden.dtype)
 
     def chunk(hidden: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -44,9 +45,18 @@ def token_logp(
         chosen = jnp.take_along_axis(every, tokens[..., None], axis=-1)[..., 0]
         return chosen, -jnp.sum(jnp.exp(every) * every, axis=-1)
 
-    pieces = math.ceil(batch * length * head.shape[0] / CHUNK)
+    return in_pieces(chunk, hidden, tokens, logits=tokens.size * head.shape[0])
+
+
+def in_pieces(function: Callable[..., Any], *rows: Shaped[Array, "B T ..."], logits: int) -> Any:
+    """function(*rows), numbers of tokens, [B, T], where the whole would need `logits` logits.
+
+    If those are more than CHUNK, rows are cut along T, and backward computes the pieces again.
+    """
+    batch, length = rows[0].shape[:2]
+    pieces = math.ceil(logits / CHUNK)
     if pieces <= 1:
-        return chunk(hidden, tokens)
+        return function(*rows)
     size = -(-length // pieces)
     pad = (-length) % size
 
@@ -54,6 +64,5 @@ def token_logp(
         x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
 
-    logp, entropy = jax.lax.map(lambda xs: jax.checkpoint(chunk)(*xs), (cut(hidden), cut(tokens)))
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length]  # noqa: E731
-    return join(logp), join(entropy)
+    found = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), tuple(map(cut, rows)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length], found)

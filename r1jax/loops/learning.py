@@ -13,6 +13,7 @@ from r1jax import schedules, settings, sharding
 from r1jax.data.packing import collect
 from r1jax.loops import auxiliary
 from r1jax.loops.batches import pack_answers
+from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, stream_key, to_floats
 from r1jax.loops.step import (
     make_critic_objective,
@@ -39,9 +40,12 @@ class Learner:
     update: Update
     score: Callable[[Params, Batch], jax.Array] | None
     update_critic: Update | None
+    teacher_logp: Callable[..., tuple[jax.Array, jax.Array]] | None = None  # (batch, temperature)
 
 
-def begin(cfg: settings.Reinforce, context: Context, params: Params) -> tuple[Learner, TrainState]:
+def begin(
+    cfg: settings.Reinforce, context: Context, params: Params, *, teacher: Teacher | None = None
+) -> tuple[Learner, TrainState]:
     """The functions of a stage that begins with the policy's weights `params`, and its state."""
     model, critic = context.run.model, cfg.critic
     each = cfg.minibatches * cfg.epochs
@@ -71,6 +75,7 @@ def begin(cfg: settings.Reinforce, context: Context, params: Params) -> tuple[Le
         update=make_update(objective, optimizer, settle=settle),
         score=score,
         update_critic=update_critic,
+        teacher_logp=None if teacher is None else partial(make_logp(teacher.model), teacher.params),
     )
     return learner, state
 
@@ -85,9 +90,9 @@ def look_again(
 ) -> tuple[Rollout, Fields]:
     """The rollout with what is computed before the first update, and what the critic said.
 
-    That is log-probabilities of the reference, and with `cfg.old` "trainer" the trainer's own, with
-    entropies; and what the advantage wants of the critic. What it said is named as its loss wants
-    it: `value_old`, and `logp_ref` of its first weights.
+    That is log-probabilities of the reference or of a teacher, and with `cfg.old` "trainer" the
+    trainer's own, with entropies; and what the advantage wants of the critic. What it said is named
+    as its loss wants it: `value_old`, and `logp_ref` of its first weights.
     """
     temperature = temperature_at(cfg, step)
     passes: dict[tuple[str, ...], Callable[[Batch], tuple[jax.Array, ...]]] = {}
@@ -99,6 +104,9 @@ def look_again(
                 temperature,
             )[:1]
         )
+    teacher_logp = learner.teacher_logp
+    if teacher_logp is not None:
+        passes["logp_ref",] = lambda b: teacher_logp(b.replace(choice=None), temperature)[:1]
     if cfg.old == "trainer":
         passes["logp_old", "entropy"] = lambda b: learner.logp_of(state.params, b, temperature)
     own = state if state.critic is None else state.critic

@@ -13,6 +13,7 @@ import numpy as np
 from r1jax import metrics, monitors, schedules, settings, sharding
 from r1jax.data.packing import shuffled
 from r1jax.loops.learning import begin, improve, look_again, temperature_at
+from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, check_finite, end_step, resumed, stream_key
 from r1jax.loops.scoring import (
     Collected,
@@ -31,7 +32,14 @@ from r1jax.types import Limits, Params, Rollout
 Sample = Callable[..., Rollout]  # (params, rows, index, key, limits=None)
 
 
-def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: Scorer) -> Params:
+def train(
+    cfg: settings.Reinforce,
+    context: Context,
+    params: Params,
+    *,
+    scorer: Scorer,
+    teacher: Teacher | None = None,
+) -> Params:
     """The weights after `cfg.steps` rollouts from `params`; goes on where a checkpoint ends."""
     rows, held_out = cfg.task.train(), cfg.task.test()[: cfg.evaluate_rows]
     order = (
@@ -39,7 +47,7 @@ def train(cfg: settings.Reinforce, context: Context, params: Params, *, scorer: 
     )
     sample = make_sample(cfg, cfg.group, cfg.engine.sampling, context)
     evaluate = make_evaluation(cfg, held_out, context, scorer)
-    learner, fresh = begin(cfg, context, params)
+    learner, fresh = begin(cfg, context, params, teacher=teacher)
 
     with (
         resumed(context, cfg, fresh, best="test/accuracy") as (store, state, done),

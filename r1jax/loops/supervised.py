@@ -1,37 +1,51 @@
-"""Training on given texts: pretraining, SFT, and later distillation, with another loss."""
+"""Training on given texts: pretraining, SFT, preferences, reward models and distillation.
+
+One loop: what differs is how rows are read (`texts`), what the loss is of (`head`, `divergence`)
+and what it is told of the first weights (`reference`, `reference_point`).
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from r1jax import metrics, settings, sharding
-from r1jax.data.packing import packed_batches
-from r1jax.loops import auxiliary
+from r1jax.data import labelled
+from r1jax.data.packing import Stream, packed_batches
+from r1jax.loops import auxiliary, objectives
 from r1jax.loops.batches import cut
-from r1jax.loops.run import Context, check_finite, end_step, resumed, to_floats
-from r1jax.loops.step import make_objective, make_update
+from r1jax.loops.run import Context, check_finite, end_step, resumed, stream_key, to_floats
+from r1jax.loops.step import make_logp, make_update
 from r1jax.state import init_state, last_learning_rate
-from r1jax.types import Batch, Params
+from r1jax.types import Batch, Params, TrainState
 
 FIRST = 256  # rows that are looked at before a run begins
 
 
-def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
-    """The weights after `cfg.steps` updates from `params`; goes on where a checkpoint ends."""
+def train(
+    cfg: settings.Supervised,
+    context: Context,
+    params: Params,
+    *,
+    teacher: objectives.Teacher | None = None,
+) -> Params:
+    """The weights after `cfg.steps` updates from `params`; goes on where a checkpoint ends.
+
+    A head that learned with them is in the checkpoints only.
+    """
+    model = context.run.model
     optimizer = cfg.optimizer(cfg.steps)
-    objective = make_objective(context.run.model, cfg.loss, extra=cfg.auxiliary)
-    settle = partial(auxiliary.balanced, context.run.model, cfg.auxiliary)
+    objective = objectives.of_stage(model, cfg, None if teacher is None else teacher.model)
+    settle = partial(auxiliary.balanced, model, cfg.auxiliary)
     update = make_update(objective, optimizer, settle=settle)
-    stream = packed_batches(
-        cfg.source(),
-        lambda rows: encode_rows(context.tokenizer, rows),
-        batch_rows=cfg.batch_rows,
-        row_length=cfg.row_length,
-        seed=context.run.seed,
-        on_prompt=cfg.on_prompt,
-    )
-    fresh = init_state(params, optimizer)
+    told = {} if teacher is None else {"teacher": teacher.params}
+    stream = make_stream(cfg, context)
+    look = make_look(cfg, context)
+    fresh = init_state(with_head(cfg, context, params), optimizer, reference=cfg.reference)
     with (
         resumed(context, cfg, fresh) as (store, state, done),
         metrics.progress(cfg.steps, stage=cfg.name, start=done) as show,
@@ -39,9 +53,8 @@ def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
         began, tokens = time.monotonic(), 0.0
         for step in range(done + 1, cfg.steps + 1):
             fields = stream.batch(step - 1)
-            batch = Batch(**fields)
-            micro = [sharding.put(b, context.mesh, "batch") for b in cut(batch, cfg.micro_rows)]
-            state, measured = update(state, micro)
+            texts = [] if cfg.reference_point is None else stream.texts(step - 1)
+            state, measured = update(state, look(state, Batch(**fields), texts), **told)
             tokens += float((fields["segment"] > 0).sum())
             if step % cfg.log_every == 0 or step == cfg.steps:
                 values = to_floats(measured)
@@ -56,7 +69,7 @@ def train(cfg: settings.Supervised, context: Context, params: Params) -> Params:
                 context.writer.write(cfg.name, step, values)
                 show(step, values)
             end_step(context, cfg, store, state, step, {})
-        return state.params
+        return {name: state.params[name] for name in params}
 
 
 def check(cfg: settings.Supervised, tokenizer: Any) -> None:
@@ -64,29 +77,79 @@ def check(cfg: settings.Supervised, tokenizer: Any) -> None:
     rows = cfg.source()
     if not len(rows):
         raise ValueError(f"{cfg.name}: no texts to train on, the source has 0 rows")
-    for i, (prompt, answer) in enumerate(encode_rows(tokenizer, rows[:FIRST])):
-        size = len(prompt) + len(answer)
+    try:
+        first = reader(cfg)(tokenizer, rows[:FIRST])
+    except ValueError as error:
+        raise ValueError(f"{cfg.name}: {error}") from None
+    for i, size in enumerate(map(labelled.size, first)):
         if size > cfg.row_length:
             raise ValueError(
                 f"{cfg.name}: row {i} has {size} tokens, row_length allows {cfg.row_length}"
             )
 
 
-def encode_rows(tokenizer: Any, rows: Sequence[settings.Row]) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids with the end token) of rows that hold both texts.
+def reader(cfg: settings.Supervised) -> Callable[..., list[labelled.Texts]]:
+    """The function (tokenizer, rows) -> the texts of each row."""
+    return labelled.answers if cfg.texts is None else cfg.texts
 
-    Raises:
-      ValueError: a row lacks one of them.
-    """
-    for row in rows:
-        for name in ("prompt", "answer"):
-            if name not in row:
-                raise ValueError(f"a row has no field {name!r}; it has {', '.join(sorted(row))}")
-    encode = lambda name: tokenizer([row[name] for row in rows], add_special_tokens=False)  # noqa: E731
-    end = [tokenizer.eos_token_id]
-    return [
-        (prompt, answer + end)
-        for prompt, answer in zip(
-            encode("prompt")["input_ids"], encode("answer")["input_ids"], strict=True
-        )
+
+def make_stream(cfg: settings.Supervised, context: Context) -> Stream:
+    """The packed batches of a stage."""
+    return packed_batches(
+        cfg.source(),
+        partial(reader(cfg), context.tokenizer),
+        batch_rows=cfg.batch_rows,
+        row_length=cfg.row_length,
+        seed=context.run.seed,
+        size=labelled.size,
+        place=partial(
+            labelled.place,
+            on_prompt=cfg.on_prompt,
+            labelled=cfg.texts is not None,
+            weight=cfg.weight,
+        ),
+    )
+
+
+def with_head(cfg: settings.Supervised, context: Context, params: Params) -> Params:
+    """The weights that the stage trains: those of its head beside the decoder's."""
+    if cfg.head is None:
+        return params
+    key = stream_key(context.run.seed, f"{cfg.name}/head", 0)
+    leaves = cfg.head.leaves(context.run.model)
+    return {**params, **sharding.init(leaves, key, context.mesh)}
+
+
+def make_look(
+    cfg: settings.Supervised, context: Context
+) -> Callable[[TrainState, Batch, Sequence[labelled.Texts]], list[Batch]]:
+    """The function (state, batch, its texts) -> micro-batches on the devices, with `logp_ref` and
+    `kl_estimate` where the stage's loss is told them."""
+    put = lambda batch: [  # noqa: E731
+        sharding.put(b, context.mesh, "batch") for b in cut(batch, cfg.micro_rows)
     ]
+    if not cfg.reference:
+        return lambda state, batch, texts: put(batch)
+    logp = make_logp(context.run.model)
+    # Without labels, so that one program serves both kinds of batches.
+    logp_of = lambda params, b: logp(params, b.replace(target=None, pair=None))[0]  # noqa: E731
+    point = None if cfg.reference_point is None else jax.jit(cfg.reference_point)
+
+    def reference_point(state: TrainState, texts: Sequence[labelled.Texts]) -> np.float32:
+        total, count = 0.0, 0.0
+        others = labelled.mismatched(texts, num_rows=cfg.batch_rows, row_length=cfg.row_length)
+        for b in put(Batch(**others)):
+            assert point is not None
+            known = b.replace(logp_ref=logp_of(state.reference, b))
+            found = point(logp_of(state.params, b), known)
+            total, count = total + float(found[0]), count + float(found[1])
+        return np.float32(max(0.0, total / max(count, 1.0)))
+
+    def look(state: TrainState, batch: Batch, texts: Sequence[labelled.Texts]) -> list[Batch]:
+        micro = [b.replace(logp_ref=logp_of(state.reference, b)) for b in put(batch)]
+        if point is None:
+            return micro
+        estimate = jnp.asarray(reference_point(state, texts))
+        return [b.replace(kl_estimate=estimate) for b in micro]
+
+    return look

@@ -1,7 +1,8 @@
 """Heads beside the language model's: one number a token (value), one a sequence (reward).
 
 A critic's score is (cfg, params, states, batch) -> [B, T], where states[:, t] is the decoder's
-final hidden state before token t: `values` and `logps` are two.
+final hidden state before token t: `values` and `logps` are two. A reward model's, `rewards`, has
+read the token: states[:, t] is the state after it.
 """
 
 import jax.numpy as jnp
@@ -30,6 +31,19 @@ def values(
     """The return that is expected before each token is known: PPO's value network."""
     del cfg, batch
     return token_scores(params["value"], states)
+
+
+def reward_leaves(cfg: settings.Decoder) -> Params:
+    """What `rewards` has beside a decoder's weights."""
+    return {"reward": scalar_leaves(cfg)}
+
+
+def rewards(
+    cfg: settings.Decoder, params: Params, states: Float[Array, "B T D"], batch: Batch
+) -> Float[Array, "B T"]:
+    """A reward model's score after each token, from the states AFTER the tokens."""
+    del cfg, batch
+    return token_scores(params["reward"], states)
 
 
 def logps(

@@ -105,12 +105,19 @@ def make_force(model: restore.Restored, engine: settings.Engine) -> Force:
 
 
 def reward_model(
-    cfg: settings.Decoder, params: Params, head: Params, tokenizer: Any, *, at_once: int = 64
+    cfg: settings.Decoder,
+    params: Params,
+    head: Params,
+    tokenizer: Any,
+    *,
+    at_once: int = 64,
+    end: tuple[int, ...] = (),
 ) -> Score:
     """The scorer of a reward or process model: a decoder with a head of `r1jax.models.heads`.
 
     A text's score is the head's number at its last token, also where the text is a part of an
-    answer. `at_once` texts are read in one program, filled up to one of few lengths.
+    answer; `end` is read behind it: the end token, where whole answers are scored. `at_once` texts
+    are read in one program, filled up to the next power of two.
     """
 
     @partial(jax.jit, static_argnames="width")
@@ -121,11 +128,15 @@ def reward_model(
         return heads.sequence_scores(head, hidden, segment, max_segments=1)[:, 0]
 
     def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        texts = list(zip(prompts, answers, strict=True))
         found: list[float] = []
         for start in range(0, len(texts), at_once):
-            tokens = [encode(tokenizer, text) for text in texts[start : start + at_once]]
-            width = _fit(_sizes(16, max(map(len, tokens))), max(map(len, tokens)))
+            # Prompt and answer by themselves, as they are in training.
+            tokens = [
+                [*encode(tokenizer, prompt), *encode(tokenizer, answer), *end]
+                for prompt, answer in texts[start : start + at_once]
+            ]
+            width = max(16, 1 << (max(map(len, tokens)) - 1).bit_length())
             filled = _prompts(tokens, [0] * len(tokens), at_once, width)
             values = scores(params, head, filled.tokens, filled.length, width=width)
             found += np.asarray(values)[: len(tokens)].tolist()
