@@ -112,9 +112,9 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
 
 
 def _joined(*parts: np.ndarray | np.generic) -> np.ndarray:
-    arrays = [np.asarray(part) for part in parts]
+    arrays: list[np.ndarray] = [np.asarray(part) for part in parts]
     if not arrays[0].ndim:
-        return np.asarray(np.sum(arrays, axis=0, dtype=arrays[0].dtype))
+        return np.asarray(np.stack(arrays).sum(axis=0, dtype=arrays[0].dtype))
     if arrays[0].ndim > 1:
         width = max(array.shape[1] for array in arrays)
         arrays = [
