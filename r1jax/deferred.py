@@ -163,8 +163,19 @@ def _code(function: FunctionType) -> str:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             first = min(d.lineno for d in [*getattr(node, "decorator_list", []), node])
             if first == function.__code__.co_firstlineno:
-                found.append(ast.unparse(node))
+                found.append(_tree(node))
     return "\n".join(found)
+
+
+def _tree(node: Any) -> str:
+    """A syntax tree as text, the same in every Python version; ast.unparse and ast.dump are not."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_tree, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    # A newer Python has more fields, which are empty in code that the older ones can read too.
+    given = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return f"{type(node).__name__}({', '.join(f'{n}={_tree(v)}' for n, v in given)})"
 
 
 # ----------------------------------------------------------------- signatures, from source
