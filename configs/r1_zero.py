@@ -2,7 +2,10 @@
 
     python -m r1jax.train --config configs/r1_zero.py
 
-Variant: `r1_zero.py:qwen_32b`, the same from Qwen2.5-32B.
+Variants: `r1_zero.py:qwen_32b`, the same from Qwen2.5-32B; `r1_zero.py:tiny`, on two CPU cores in
+some ten minutes, from random weights, in the world of `r1jax.data.small_world`. What it shows, with
+figures in BENCHMARKS.md: accuracy and the length of thinking rise together, and reflections with
+them, while the languages stay mixed. All that follows is about the full size.
 
 Needs: models/DeepSeek-V3-Base (or models/Qwen2.5-32B), a folder from a hub; data/r1_zero.jsonl with
 `question`, `verifier` ("math" or "code") and what that rule needs (`answer`; `tests`);
@@ -34,19 +37,30 @@ from typing import Any
 
 from r1jax.algos.advantages import grpo
 from r1jax.algos.kl import k3
-from r1jax.algos.losses import policy_loss
-from r1jax.algos.weights import sequence_mean
-from r1jax.data import eval_sets
+from r1jax.algos.losses import cross_entropy, policy_loss
+from r1jax.algos.weights import sequence_mean, token_mean
+from r1jax.data import eval_sets, small_world
 from r1jax.data.sources import jsonl
 from r1jax.data.templates import r1_zero
 from r1jax.data.tokenizer import from_folder
 from r1jax.models.zoo import MODELS
+from r1jax.rewards import small_world as scores
 from r1jax.rewards.dispatch import by_verifier
 from r1jax.rewards.format import think_answer
 from r1jax.rewards.prose import observe
 from r1jax.rewards.weighted import weighted
 from r1jax.schedules import Steps
-from r1jax.settings import Checkpoints, Engine, Mesh, Reinforce, Run, Sampling, Task
+from r1jax.settings import (
+    Checkpoints,
+    Engine,
+    Mesh,
+    Reinforce,
+    Run,
+    Sampling,
+    Supervised,
+    Task,
+    dense,
+)
 from r1jax.state import adamw
 
 UPDATES = 16  # of one rollout
@@ -136,4 +150,72 @@ def qwen_32b() -> Run:
         weights=folder,
         stages=(stage,),
         mesh=Mesh(data=1, fsdp=-1),
+    )
+
+
+# --------------------------------------------------------------------------- tiny
+
+
+def tiny() -> Run:
+    """A weak base, then RL with rule rewards on sums and programs."""
+    return Run(
+        name="r1_zero_tiny",
+        model=dense(
+            vocab_size=224,
+            dim=96,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=256,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=small_world.small_tokenizer,
+        stages=(tiny_base(), tiny_rl()),
+    )
+
+
+def tiny_base() -> Supervised:
+    """Texts that compute and judge well, give up too early, and mix their languages."""
+    return Supervised(
+        name="base",
+        source=partial(small_world.base_rows, 400_000, seed=0),
+        steps=1400,
+        batch_rows=32,
+        row_length=144,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=200),
+    )
+
+
+def tiny_rl() -> Reinforce:
+    """The accuracy and format rewards alone; three sums to one program."""
+    kinds = ("math", "math", "math", "code")
+    return Reinforce(
+        name="zero",
+        task=Task(
+            train=partial(small_world.rows, "train", num=200_000, seed=1, kinds=kinds),
+            test=partial(small_world.rows, "test", num=512, seed=2, kinds=kinds),
+            prompt=small_world.prompt,
+            accuracy=scores.accuracy,
+            observe=scores.observe,
+        ),
+        steps=80,
+        prompts=32,
+        group=8,
+        engine=Engine(max_prompt=8, max_new=136, slots=64),
+        reward=weighted(accuracy=(1.0, scores.accuracy), format=(1.0, think_answer)),
+        advantage=grpo,
+        loss=partial(policy_loss, clip_low=0.2, clip_high=0.28),
+        weight=token_mean,
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
+        row_length=144,
+        micro_rows=8,
+        reference="start",  # for the KL in the log: the loss does not use it
+        evaluate_every=20,
+        evaluate_rows=512,
+        checkpoints=Checkpoints(every=20),
     )

@@ -154,7 +154,9 @@ def verify(value: Any, kind: Any = Any, path: str = "") -> None:
 def _check_stage(stage: Any) -> None:
     name = getattr(stage, "name", None)
     if not isinstance(stage, Stage):
-        raise ConfigError(f"stages need Supervised, Reinforce or Build, got {written(stage)}")
+        raise ConfigError(
+            f"stages need Supervised, Reinforce, Build or Compare, got {written(stage)}"
+        )
     taken = [field.name for field in fields(Run)]
     if not isinstance(name, str) or not name.isidentifier() or name in taken:
         raise ConfigError(

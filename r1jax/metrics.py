@@ -22,6 +22,7 @@ from r1jax import tensorboard
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+TABLE = "table.json"  # of a stage that compares models
 MACHINE = "machine.json"
 TENSORBOARD = "tensorboard"
 ELAPSED = "time/elapsed"

@@ -5,6 +5,8 @@ A stage is a function `(settings, inputs, out) -> None`. It leaves what it makes
 """
 
 import hashlib
+import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -13,16 +15,27 @@ from typing import Any
 
 import jax
 
-from r1jax import checkpoint, config, dataset, manifest, metrics, restore, settings, sharding
+from r1jax import (
+    checkpoint,
+    comparison,
+    config,
+    dataset,
+    manifest,
+    metrics,
+    restore,
+    settings,
+    sharding,
+)
 from r1jax.data import sources
 from r1jax.data import tokenizer as tokenizers
 from r1jax.loops import rl, supervised
 from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
+from r1jax.reward_model import RewardModel
 from r1jax.rewards.pool import open_pool
 from r1jax.rewards.weighted import score_many
-from r1jax.settings import FIRST, Build, Built, Mesh, Sampled
+from r1jax.settings import FIRST, Build, Built, Compare, Mesh, Sampled, Trained
 from r1jax.types import Params
 
 PIECE = 32 * 2**20  # bytes of each end of a file of weights that are looked at
@@ -55,11 +68,18 @@ def check(cfg: settings.Run) -> None:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {cfg.model.vocab_size}"
         )
-    for stage in cfg.stages:
+    for place, stage in enumerate(cfg.stages):
         if isinstance(stage, Build) and isinstance(stage.answers, Sampled) and stage.answers.run:
             other_weights(stage.answers)
-        if not isinstance(stage, Build) and stage.teacher is not None:
+        if isinstance(stage, Trained) and stage.teacher is not None:
             other_weights(stage.teacher)
+        heads = [one.name for one in cfg.stages[:place] if getattr(one, "head", None) is not None]
+        for model in own_models(stage):
+            if model not in heads:
+                raise ValueError(
+                    f"stage {stage.name} needs the reward model {model!r}, which must be a stage "
+                    f"before it with a head: {', '.join(heads) or 'there is none'}"
+                )
         if not any(settings.built(stage)):
             check_stage(stage, tokenizer)
 
@@ -70,6 +90,8 @@ def check_stage(stage: settings.Stage, tokenizer: Any) -> None:
         supervised.check(stage, tokenizer)
     elif isinstance(stage, settings.Reinforce):
         rl.check(stage, tokenizer)
+    elif isinstance(stage, Compare):
+        comparison.check(stage, tokenizer)
     else:
         dataset.check(stage, tokenizer)
 
@@ -126,7 +148,7 @@ def one_stage(
     """
     folder, name = context.folder, cfg.name
     weights = weights_of(context.run, cfg)
-    stage = with_rows(cfg, partial(rows_of, folder))
+    stage = with_folder(with_rows(cfg, partial(rows_of, folder)), folder)
     here = manifest.Entry(
         name=name,
         config=manifest.config_of(name, context.text),
@@ -136,8 +158,8 @@ def one_stage(
         manifest.same_or_fail(folder, entries[name], here)
         if entries[name].done and not (last and damaged(cfg, folder, entries[name])):
             return
-    if stage is not cfg:
-        for one in settings.built(cfg):
+    if waits := list(settings.built(cfg)):
+        for one in waits:
             whole_or_fail(name, one.stage, folder, entries)
         check_stage(stage, context.tokenizer)
     entries[name] = here
@@ -192,22 +214,43 @@ def run_build(cfg: Build, inputs: Inputs, out: Path) -> None:
     context.writer.write(cfg.name, 1, numbers)
 
 
+def run_compare(cfg: Compare, inputs: Inputs, out: Path) -> None:
+    """Measures models; their answers in `out` show how far it came.
+
+    Raises:
+      Stopped: the context's `stopping()` became true; the answers so far are kept.
+    """
+    context = inputs.context
+
+    def model(stage: str) -> restore.Restored:
+        params = load_weights(context, cfg.name, stage)
+        return as_restored(context, stage, params)
+
+    if not comparison.compare(cfg, model, out, seed=context.run.seed, stopping=context.stopping):
+        raise Stopped
+    print("\n".join(comparison.lines(out)), file=sys.stderr)
+    context.writer.write(cfg.name, 1, {})
+
+
 RUNNERS: Mapping[type, Callable[[Any, Inputs, Path], None]] = {
     settings.Supervised: run_supervised,
     settings.Reinforce: run_reinforce,
     Build: run_build,
+    Compare: run_compare,
 }
 
 
 def out_of(folder: Path, stage: settings.Stage) -> Path:
     """Where a stage leaves what it makes."""
-    return folder / ("data" if isinstance(stage, Build) else "checkpoints") / stage.name
+    return folder / ("checkpoints" if isinstance(stage, Trained) else "data") / stage.name
 
 
 def output(stage: settings.Stage, out: Path) -> dict[str, Any]:
     """What the manifest says of a stage that is done."""
     if isinstance(stage, Build):
         return dataset.output(out)
+    if isinstance(stage, Compare):
+        return {"sha256": sources.file_digest(out / metrics.TABLE)}
     sums = out / str(stage.steps) / checkpoint.SUMS
     return {"sha256": sources.file_digest(sums), "steps": stage.steps}
 
@@ -215,8 +258,8 @@ def output(stage: settings.Stage, out: Path) -> dict[str, Any]:
 def damaged(stage: settings.Stage, folder: Path, entry: manifest.Entry) -> bool:
     """Whether what a stage made is no longer what it was."""
     out = out_of(folder, stage)
-    if isinstance(stage, Build):
-        file = out / dataset.ROWS
+    if not isinstance(stage, Trained):
+        file = out / (dataset.ROWS if isinstance(stage, Build) else metrics.TABLE)
         return not file.is_file() or sources.file_digest(file) != entry.output["sha256"]
     path = out / str(stage.steps)
     return not path.is_dir() or checkpoint.damage(path) is not None
@@ -227,10 +270,11 @@ def damaged(stage: settings.Stage, folder: Path, entry: manifest.Entry) -> bool:
 
 def weights_of(run: settings.Run, stage: settings.Stage) -> str:
     """The stage whose weights a stage uses, or "weights" for those that the run begins with."""
-    if named := settings.named_weights(stage):
-        return named
+    for named in settings.named_weights(stage):
+        if named is not None:
+            return named
     before = run.stages[: run.stages.index(stage)]
-    trained = [one.name for one in before if not isinstance(one, Build)]
+    trained = [one.name for one in before if isinstance(one, Trained)]
     return trained[-1] if trained else FIRST
 
 
@@ -243,7 +287,7 @@ def load_weights(context: Context, stage: str, weights: str) -> Params:
     cfg = context.run
     if weights == FIRST:
         return first_params(cfg, context.mesh)
-    steps = {one.name: one.steps for one in cfg.stages if not isinstance(one, Build)}[weights]
+    steps = {one.name: one.steps for one in cfg.stages if isinstance(one, Trained)}[weights]
     like = {"params": sharding.abstract(decoder.leaves(cfg.model), context.mesh)}
     try:
         saved = checkpoint.load(context.folder / "checkpoints" / weights, steps, like)
@@ -282,16 +326,19 @@ def asked_model(answers: Sampled, inputs: Inputs) -> restore.Restored:
     """The model that answers the problems of a `Build` stage."""
     if answers.run is not None:
         return restore.open_run(Path(answers.run), stage=answers.stage)
-    context = inputs.context
+    return as_restored(inputs.context, inputs.weights, inputs.load())
+
+
+def as_restored(context: Context, name: str, params: Params) -> restore.Restored:
+    """The model of a stage of this run, as `restore.open_run` would give it."""
     stages = {stage.name: stage for stage in context.run.stages}
-    stage = stages.get(inputs.weights, context.run.stages[0])
     return restore.Restored(
         run=context.run,
-        stage=stage,
+        stage=stages.get(name, context.run.stages[0]),
         step=0,
         tokenizer=context.tokenizer,
         mesh=context.mesh,
-        params=inputs.load(),
+        params=params,
     )
 
 
@@ -321,20 +368,44 @@ def rows_of(folder: Path, stage: str) -> Callable[[], settings.Rows]:
 
 def with_rows(value: Any, rows: Callable[[str], Callable[[], settings.Rows]]) -> Any:
     """A setting with a source in the place of each `Built`; itself where there is none in it."""
-    if isinstance(value, Built):
-        return rows(value.stage)
-    if not any(settings.built(value)):
-        return value
-    inner = partial(with_rows, rows=rows)
+    return changed(value, lambda one: rows(one.stage) if isinstance(one, Built) else one)
+
+
+def with_folder(value: Any, folder: Path) -> Any:
+    """A setting in which the reward models of the run itself have its folder."""
+
+    def change(one: Any) -> Any:
+        own = isinstance(one, RewardModel) and one.run is None
+        return replace(one, run=str(folder)) if own else one
+
+    return changed(value, change)
+
+
+def changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A setting with `change` of each of its parts; itself where that changes nothing.
+
+    Parts are the arguments of partials, the items of mappings, lists and tuples, and the fields of
+    records. A part that was changed is not looked into again.
+    """
+    new = change(value)
+    if new is not value:
+        return new
+    inner = partial(changed, change=change)
     if isinstance(value, partial):
-        keywords = {name: inner(item) for name, item in value.keywords.items()}
-        return partial(value.func, *map(inner, value.args), **keywords)
+        args, keywords = inner(value.args), inner(value.keywords)
+        same = args is value.args and keywords is value.keywords
+        return value if same else partial(value.func, *args, **keywords)
     if isinstance(value, Mapping):
-        return {name: inner(item) for name, item in value.items()}
+        items = {name: inner(item) for name, item in value.items()}
+        return value if all(items[name] is value[name] for name in items) else items
     if isinstance(value, list | tuple):
-        return type(value)(map(inner, value))
-    assert is_dataclass(value) and not isinstance(value, type)
-    return replace(value, **{one.name: inner(getattr(value, one.name)) for one in fields(value)})
+        parts = [inner(item) for item in value]
+        return value if all(map(operator.is_, parts, value)) else type(value)(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        given = {one.name: getattr(value, one.name) for one in fields(value) if one.init}
+        parts = inner(given)
+        return value if parts is given else replace(value, **parts)
+    return value
 
 
 def whole_or_fail(
@@ -369,16 +440,35 @@ def digests(
     }
     if isinstance(cfg, Build) and isinstance(cfg.answers, Sampled) and cfg.answers.run:
         found["weights of another run"] = sources.file_digest(other_weights(cfg.answers))
+    elif isinstance(cfg, Compare):
+        for one in cfg.models.values():
+            known = first if one == FIRST else entries[one].output["sha256"]
+            found[f"weights of {one}"] = known
     elif not isinstance(cfg, Build) or isinstance(cfg.answers, Sampled):
         known = first if weights == FIRST else entries[weights].output["sha256"]
         found[f"weights of {weights}" if weights != FIRST else FIRST] = known
-    if not isinstance(cfg, Build) and cfg.teacher is not None:
+    if isinstance(cfg, Trained) and cfg.teacher is not None:
         found["weights of the teacher"] = sources.file_digest(other_weights(cfg.teacher))
+    for model in own_models(cfg):
+        found[f"reward model {model}"] = entries[model].output["sha256"]
     for name, source in source_fields(cfg).items():
         found[name] = sources.digest(source())
     if isinstance(cfg, Build):
         for file in files_in(cfg.passes):
             found[f"{manifest.PASSES}{file}"] = sources.file_digest(file)
+    return found
+
+
+def own_models(cfg: settings.Stage) -> list[str]:
+    """The stages of the same run whose reward models a stage asks."""
+    found: list[str] = []
+
+    def look(one: Any) -> Any:
+        if isinstance(one, RewardModel) and one.run is None:
+            found.append(str(one.stage))
+        return one
+
+    changed(cfg, look)
     return found
 
 

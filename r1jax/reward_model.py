@@ -25,11 +25,13 @@ from r1jax.search.paths import Score
 class RewardModel:
     """Which weights score, and how they are asked."""
 
-    run: str  # a run's folder
+    run: str | None = None  # a run's folder; None: the run in whose reward it stands
     stage: str | None = None  # the one that trained the head; None: the last with a checkpoint
     at_once: int = 64  # texts in one program
 
     def __post_init__(self) -> None:
+        if self.run is None and self.stage is None:
+            raise ValueError("a reward model of the same run needs its stage")
         if self.at_once < 1:
             raise ValueError(f"at_once must be >= 1, got {self.at_once}")
 
@@ -60,6 +62,8 @@ def opened(model: RewardModel) -> Score:
     Raises:
       ValueError: as `scores`.
     """
+    if model.run is None:
+        raise ValueError(f"the reward model of stage {model.stage} is there only in its own run")
     found = restore.open_run(Path(model.run), stage=model.stage)
     stage = found.stage
     if not isinstance(stage, settings.Supervised) or stage.head is None:

@@ -367,8 +367,29 @@ class Build:
             raise ValueError("accuracy and samples need answers, got answers=None")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """A table: the models of several stages answer the same problems, and are measured."""
+
+    name: str
+    models: Mapping[str, str]  # what a model is called in the table -> the stage that trained it
+    source: Callable[[], Rows]
+    prompt: Callable[[Row], str]
+    prefill: str = ""  # how the answer begins; part of the prompt, and of the text that is measured
+    engine: Engine
+    samples: int = 1  # answers to each problem
+    # What an answer scores, by the name of a column; None: a measure that is not for this problem.
+    measures: Mapping[str, Callable[[Row, str], float | None]]
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.measures:
+            raise ValueError("compare needs models and measures, one of each at least")
+        if self.samples < 1:
+            raise ValueError(f"samples must be >= 1, got {self.samples}")
+
+
 Trained = Supervised | Reinforce
-Stage = Trained | Build
+Stage = Trained | Build | Compare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,11 +411,10 @@ class Run:
             raise ValueError(f"stages need names of their own, got {names}")
         for place, stage in enumerate(self.stages):
             before = self.stages[:place]
-            trained = [one.name for one in before if not isinstance(one, Build)]
+            trained = [one.name for one in before if isinstance(one, Trained)]
             made = [one.name for one in before if isinstance(one, Build)]
-            named = named_weights(stage)
             for wanted, known in (
-                (named, [None, FIRST, *trained]),
+                *((one, [None, FIRST, *trained]) for one in named_weights(stage)),
                 *((one.stage, made) for one in built(stage)),
             ):
                 if wanted not in known:
@@ -402,16 +422,18 @@ class Run:
                         f"stage {stage.name} needs {wanted!r}, which must be a stage before it: "
                         f"{', '.join(filter(None, known)) or 'there is none that it could use'}"
                     )
-            if not isinstance(stage, Build):
+            if isinstance(stage, Trained):
                 _check_parts(self.model, stage)
 
 
-def named_weights(stage: Stage) -> str | None:
-    """The stage of the same run whose weights a stage names, "weights", or None."""
-    if not isinstance(stage, Build):
-        return stage.begin
+def named_weights(stage: Stage) -> Sequence[str | None]:
+    """The stages of the same run whose weights a stage names: its own first, "weights", or None."""
+    if isinstance(stage, Compare):
+        return list(stage.models.values())
+    if isinstance(stage, Trained):
+        return [stage.begin]
     answers = stage.answers
-    return answers.stage if isinstance(answers, Sampled) and answers.run is None else None
+    return [answers.stage] if isinstance(answers, Sampled) and answers.run is None else []
 
 
 def built(value: Any) -> Iterator[Built]:

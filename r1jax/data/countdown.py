@@ -157,10 +157,13 @@ def _different(spec: _Spec, num: int, seed: int) -> list[dict[str, Any]]:
 
 def _split(numbers: Sequence[int], target: int) -> str:
     """Where a problem belongs; the order of its numbers does not matter."""
-    # Not hash(): Python salts it anew in every process.
-    key = f"{sorted(numbers)} {target}".encode()
-    draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+    draw = stable_hash(f"{sorted(numbers)} {target}")
     return "test" if draw % TEST_SHARE == 0 else "train"
+
+
+def stable_hash(text: str) -> int:
+    """A whole number that follows from the text alone; Python salts `hash` in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _random_value(
@@ -327,7 +330,7 @@ def _text(
     persists = rng.random() < persistent
     thought = ""
     for attempt in range(1, max_attempts + 1):
-        steps, expression, value = _attempt(rng, problem["numbers"], operators)
+        steps, expression, value = attempt(rng, problem["numbers"], operators)
         thought += f" {steps}"
         if value == problem["target"]:
             return f" <think>{thought} yes </think> <answer> {expression} </answer>"
@@ -337,7 +340,7 @@ def _text(
     return f" <think>{thought} give up </think> <answer> none </answer>"
 
 
-def _attempt(rng: random.Random, numbers: Sequence[int], operators: str) -> tuple[str, str, int]:
+def attempt(rng: random.Random, numbers: Sequence[int], operators: str) -> tuple[str, str, int]:
     """A random chain: its text with all results, its expression, and its value."""
     for _ in range(MAX_DRAWS):
         left = list(numbers)

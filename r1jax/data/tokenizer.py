@@ -12,21 +12,23 @@ WORDS = ("from", *"+-*/()=.", "yes", "no", "give", "up", "none")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def tiny(*, numbers: int = 100) -> Any:
+def tiny(
+    *, numbers: int = 100, first: Sequence[str] = (FIRST_WORD,), words: Sequence[str] = WORDS
+) -> Any:
     """A `transformers.PreTrainedTokenizerFast` for the tiny world of `r1jax.data.countdown`.
 
     One token for each whole number below `numbers`, so that a sum is a look-up, and one for each
     word, sign and tag: 22 and `numbers` in all. A token carries the space before it. Only the
-    word that prompts begin with has none, so pieces of text can be encoded apart and put together,
-    and decoding gives back the text exactly. Anything else in a text is the unknown token.
+    words that prompts begin with, `first`, have none, so pieces of text can be encoded apart and
+    put together, and decoding gives back the text exactly. Anything else is the unknown token.
     """
     _quiet()
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    spaced = [*(str(number) for number in range(numbers)), *WORDS, *TAGS]
-    words = [PAD, END, UNKNOWN, FIRST_WORD, *(f" {word}" for word in spaced)]
-    vocabulary = {word: index for index, word in enumerate(words)}
+    spaced = [*(str(number) for number in range(numbers)), *words, *TAGS]
+    tokens = [PAD, END, UNKNOWN, *first, *(f" {word}" for word in spaced)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(" ?[^ ]+"), "isolated")
     tokenizer.decoder = decoders.Fuse()

@@ -1,11 +1,12 @@
 """The parts of a run's report, each as HTML."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from html import escape
 
 from r1jax import manifest, monitors
-from r1jax.metrics import duration
+from r1jax.metrics import TABLE, duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS, change, interval_chart, number
 from r1jax.report.data import (
@@ -22,6 +23,7 @@ from r1jax.report.data import (
 NUM_PROBLEMS = 8  # shown with their answers before and after
 KINDS = {
     "Build": "data building",
+    "Compare": "models compared",
     "Reinforce": "reinforcement learning",
     "Supervised": "supervised training",
 }
@@ -137,6 +139,8 @@ def stage(run: RunData, name: str) -> str:
     parts = [f"<h2>{escape(name)}: {kind}</h2>" if kind else f"<h2>Stage {escape(name)}</h2>"]
     if run.settings.get(name) == "Build":
         return "".join([*parts, _row_counts(run, name)])
+    if run.settings.get(name) == "Compare":
+        return "".join([*parts, _models(run, name)])
     text = (
         f"{rows[-1]['step']:,} steps. Noisy lines are drawn thin, with a thick moving mean; the "
         "number at a line's end is the thick line's last."
@@ -157,6 +161,30 @@ def _row_counts(run: RunData, name: str) -> str:
     counts = entry.output.get("counts", []) if entry else []
     lines = [f"<tr><td>{escape(one['name'])}</td><td>{one['rows']:,}</td></tr>" for one in counts]
     return f"<table><tr><th>step</th><th>rows left</th></tr>{''.join(lines)}</table>\n"
+
+
+def _models(run: RunData, name: str) -> str:
+    """The table of a stage that compares models."""
+    file = run.folder / "data" / name / TABLE
+    if not file.is_file():
+        return '<p class="soft">Not done yet.</p>'
+    table = json.loads(file.read_bytes())["models"]
+    columns = list(next(iter(table.values())))
+    titles = "".join(f'<th class="n">{escape(column)}</th>' for column in columns)
+    lines = []
+    for model, values in table.items():
+        cells = "".join(f'<td class="n">{_estimate(values[column])}</td>' for column in columns)
+        lines.append(f"<tr><td>{escape(model)}</td>{cells}</tr>")
+    counts = ", ".join(f"{column} {one['problems']}" for column, one in values.items())
+    return (
+        f'<div class="scroll"><table><tr><th>model</th>{titles}</tr>{"".join(lines)}</table></div>'
+        f'<p class="soft">Means with 95% bootstrap intervals over the problems that a column is '
+        f"for: {escape(counts)}.</p>\n"
+    )
+
+
+def _estimate(one: dict[str, float]) -> str:
+    return f"{one['mean']:.1%}<br><small>{one['low']:.1%} to {one['high']:.1%}</small>"
 
 
 def answers(run: RunData, stage: str) -> str:
