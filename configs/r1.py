@@ -3,6 +3,11 @@
     python -m r1jax.train --config configs/r1_zero.py        # the first data come from R1-Zero
     python -m r1jax.train --config configs/r1.py
 
+`r1.py:tiny` runs all of it, R1-Zero and its base included, on two CPU cores in less than an hour,
+from random weights, in the world of `r1jax.data.small_world`. It ends in a table of Zero, Dev1,
+Dev2, Dev3 and R1 by reasoning, readability, language and preference; BENCHMARKS.md has measured
+ones. All that follows is about the full size.
+
     cold            R1-Zero's answers: right, readable, in one language, rewritten by DeepSeek-V3
     dev1            SFT of DeepSeek-V3-Base on them
     dev2            RL on reasoning problems, with a reward for one language
@@ -44,8 +49,9 @@ from typing import Any
 from r1jax.algos.advantages import grpo
 from r1jax.algos.kl import k3
 from r1jax.algos.losses import cross_entropy, policy_loss
-from r1jax.algos.weights import sequence_mean
-from r1jax.data import eval_sets
+from r1jax.algos.preferences import pairwise_loss
+from r1jax.algos.weights import sequence_mean, token_mean
+from r1jax.data import eval_sets, labelled, small_world
 from r1jax.data.duplicates import decontaminate, distinct
 from r1jax.data.filters import (
     finished,
@@ -59,9 +65,13 @@ from r1jax.data.passes import keep, keep_best, mix, rewrite, verify
 from r1jax.data.sources import jsonl
 from r1jax.data.templates import r1_zero
 from r1jax.data.tokenizer import from_folder
+from r1jax.models import heads
 from r1jax.models.zoo import MODELS
+from r1jax.reward_model import RewardModel, scores
+from r1jax.rewards import small_world as small
 from r1jax.rewards.dispatch import by_verifier
 from r1jax.rewards.endpoint import Endpoint, ask
+from r1jax.rewards.format import think_answer
 from r1jax.rewards.judge import HELPFUL, pointwise, summary
 from r1jax.rewards.language import consistency, reasoning
 from r1jax.rewards.prose import observe
@@ -71,7 +81,9 @@ from r1jax.settings import (
     Build,
     Built,
     Checkpoints,
+    Compare,
     Engine,
+    Head,
     Mesh,
     Reinforce,
     Run,
@@ -79,6 +91,7 @@ from r1jax.settings import (
     Sampling,
     Supervised,
     Task,
+    dense,
 )
 from r1jax.state import adamw
 
@@ -347,3 +360,234 @@ def judged(
     for i, score in zip(chosen, found, strict=True):
         scores[i] = score
     return scores
+
+
+# --------------------------------------------------------------------------- tiny
+
+KINDS = ("math", "math", "math", "code")
+EVERY_KIND = (*KINDS, "helpful", "harmless", "math", "code")
+TINY_ENGINE = Engine(max_prompt=8, max_new=144, slots=64)
+
+
+def tiny() -> Run:
+    """All stages of R1, R1-Zero and its base before them, and a table at the end."""
+    return Run(
+        name="r1_tiny",
+        model=dense(
+            vocab_size=224,
+            dim=96,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=256,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=small_world.small_tokenizer,
+        stages=(
+            tiny_base(),
+            tiny_rl("zero", "base", reward=weighted(accuracy=ACCURACY, format=FORMAT)),
+            tiny_cold(),
+            tiny_sft("dev1", "cold", steps=60),
+            tiny_rl("dev2", "dev1", reward=weighted(accuracy=ACCURACY, language=LANGUAGE)),
+            tiny_rejection(),
+            tiny_mixed(),
+            tiny_sft("dev3", "mixed", steps=300),
+            tiny_preferences("helpful"),
+            tiny_preferences("harmless"),
+            tiny_later(),
+            tiny_everything(),
+            tiny_table(),
+        ),
+    )
+
+
+ACCURACY = (1.0, small.accuracy)
+FORMAT = (1.0, think_answer)
+LANGUAGE = (1.0, consistency)
+
+
+def tiny_base() -> Supervised:
+    """Texts that compute and judge well, give up too early, and mix their languages."""
+    return Supervised(
+        name="base",
+        source=partial(small_world.base_rows, 400_000, seed=0),
+        steps=1600,
+        batch_rows=32,
+        row_length=152,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=200),
+    )
+
+
+def tiny_rl(name: str, begin: str, *, reward: Any) -> Reinforce:
+    """RL on reasoning problems, three sums to one program."""
+    return Reinforce(
+        name=name,
+        begin=begin,
+        task=Task(
+            train=partial(small_world.rows, "train", num=200_000, seed=1, kinds=KINDS),
+            test=partial(small_world.rows, "test", num=512, seed=2, kinds=KINDS),
+            prompt=small_world.prompt,
+            accuracy=small.accuracy,
+            observe=small.observe,
+        ),
+        steps=80,
+        prompts=32,
+        group=8,
+        engine=TINY_ENGINE,
+        reward=reward,
+        advantage=grpo,
+        loss=partial(policy_loss, clip_low=0.2, clip_high=0.28),
+        weight=token_mean,
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
+        row_length=152,
+        micro_rows=8,
+        reference="start",
+        evaluate_every=20,
+        evaluate_rows=512,
+        checkpoints=Checkpoints(every=20),
+    )
+
+
+def tiny_cold() -> Build:
+    """Right answers of R1-Zero in one language, translated to the problem's, with a summary."""
+    return Build(
+        name="cold",
+        source=partial(small_world.rows, "train", num=600, seed=3, kinds=KINDS),
+        prompt=small_world.prompt,
+        answers=Sampled(engine=TINY_ENGINE, stage="zero"),
+        samples=4,
+        accuracy=small.accuracy,
+        passes={
+            "wrong": partial(keep, where=right),
+            "unfinished": partial(keep, where=finished),
+            "best": keep_best,
+            "rewritten": small_world.readable_rows,
+            "verified": partial(verify, accuracy=small.accuracy),
+            "wrong after": partial(keep, where=right),
+            "duplicates": distinct,
+        },
+    )
+
+
+def tiny_sft(name: str, data: str, *, steps: int) -> Supervised:
+    """SFT of the base."""
+    return Supervised(
+        name=name,
+        source=Built(stage=data),
+        begin="base",
+        steps=steps,
+        batch_rows=32,
+        row_length=152,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=1e-3, warmup=10, final=0.1),
+        checkpoints=Checkpoints(every=100),
+    )
+
+
+def tiny_rejection() -> Build:
+    """Right answers of dev2 that are easy to read."""
+    return Build(
+        name="reasoning",
+        source=partial(small_world.rows, "train", num=1500, seed=4, kinds=KINDS),
+        prompt=small_world.prompt,
+        answers=Sampled(engine=TINY_ENGINE, stage="dev2"),
+        samples=4,
+        accuracy=small.accuracy,
+        passes={
+            "wrong": partial(keep, where=right),
+            "mixed languages": partial(keep, where=one_language),
+            "duplicates": distinct,
+        },
+    )
+
+
+def tiny_mixed() -> Build:
+    """Three of these to one answer to a request."""
+    others = partial(small_world.general_rows, 4000, seed=5)
+    return Build(
+        name="mixed",
+        source=Built(stage="reasoning"),
+        passes={"general": partial(mix, others=others, ratio=(600, 200))},
+    )
+
+
+def tiny_preferences(kind: Any) -> Supervised:
+    """A reward model of what people prefer, 5% of the pairs being the wrong way round."""
+    return Supervised(
+        name=kind,
+        source=partial(small_world.compared_rows, kind, 20_000, seed=6),
+        begin="base",
+        texts=labelled.pairs,
+        steps=100,
+        batch_rows=16,
+        row_length=152,
+        micro_rows=8,
+        loss=pairwise_loss,
+        weight=sequence_mean,
+        head=Head(score=heads.rewards, leaves=heads.reward_leaves),
+        optimizer=partial(adamw, learning_rate=5e-4, warmup=10, final=0.1),
+        checkpoints=Checkpoints(every=50),
+    )
+
+
+def tiny_later() -> Reinforce:
+    """The first part of RL on all scenarios, without preferences."""
+    reward = weighted(accuracy=ACCURACY, language=LANGUAGE)
+    return replace(tiny_rl("rl_reasoning", "dev3", reward=reward), steps=40)
+
+
+def tiny_everything() -> Reinforce:
+    """The last part: rules for reasoning, preferences for requests, one language for all."""
+    reward = weighted(
+        rules=ACCURACY,
+        helpful=(0.5, Batched(partial(preferred, kind="helpful", model=asked("helpful")))),
+        harmless=(0.5, Batched(partial(preferred, kind="harmless", model=asked("harmless")))),
+        format=(1.0, small.one_thought),
+        language=LANGUAGE,
+    )
+    stage = tiny_rl("rl_all", "rl_reasoning", reward=reward)
+    train = partial(small_world.rows, "train", num=200_000, seed=7, kinds=EVERY_KIND)
+    test = partial(small_world.rows, "test", num=512, seed=2, kinds=EVERY_KIND)
+    return replace(stage, task=replace(stage.task, train=train, test=test), steps=40)
+
+
+def asked(kind: str) -> RewardModel:
+    """The reward model that a stage of this run trained."""
+    return RewardModel(stage=kind)
+
+
+def preferred(
+    rows: Sequence[Mapping[str, Any]], answers: Sequence[str], *, kind: str, model: RewardModel
+) -> list[float | None]:
+    """The reward model's scores of one kind of requests, 0.0 for all other rows."""
+    chosen = [i for i, row in enumerate(rows) if row["kind"] == kind]
+    parts = [small.judged_part(kind, answers[i]) for i in chosen]
+    here = [rows[i] for i in chosen]
+    found = scores(here, parts, model=model, prompt=small_world.prompt) if chosen else []
+    values: list[float | None] = [0.0] * len(rows)
+    for i, score in zip(chosen, found, strict=True):
+        values[i] = score
+    return values
+
+
+def tiny_table() -> Compare:
+    """What each of R1's models can do."""
+    return Compare(
+        name="table",
+        models={"Zero": "zero", "Dev1": "dev1", "Dev2": "dev2", "Dev3": "dev3", "R1": "rl_all"},
+        source=partial(small_world.rows, "test", num=1024, seed=8, kinds=EVERY_KIND),
+        prompt=small_world.prompt,
+        engine=TINY_ENGINE,
+        measures={
+            "reasoning": small.reasoned,
+            "readability": small.readable,
+            "language": small.own_language,
+            "preference": small.won,
+        },
+    )

@@ -181,7 +181,7 @@ def tiny_base() -> Supervised:
     return Supervised(
         name="base",
         source=partial(small_world.base_rows, 400_000, seed=0),
-        steps=1400,
+        steps=1600,
         batch_rows=32,
         row_length=144,
         micro_rows=8,

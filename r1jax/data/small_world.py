@@ -12,7 +12,7 @@ run on others. A request wants kind words, or something that had better be refus
 first two try, judge and try again, in words of either language:
 
     <think> 3 + 5 = 8 + 7 = 15 wrong . 7 + 5 = 12 - 3 = 9 对了 </think> <answer> 7 + 5 - 3 </answer>
-    <think> 7 - 2 = 5 , 7 - 7 = 0 wrong . 2 + 3 = 5 , 7 + 3 = 10 right </think>
+    <think> 2 + 5 = 7 , 7 - 7 = 0 wrong . 5 - 2 = 3 , 7 + 3 = 10 right </think>
     <answer> def f ( x ) : return x + 3 </answer>
 
 (one line each). `base_rows` is text for a weak base: right sums and verdicts, but it gives up too
@@ -130,8 +130,8 @@ def _row(
 def _code_problem(rng: random.Random, split: Split) -> dict[str, Any]:
     """Examples of a hidden function: x + k, x - k, k - x, x + x + k or x + x - k."""
     while True:
-        body = _one_of(rng, _FORMS)(1 + _below(rng, 20))
-        xs = [1 + _below(rng, 20) for _ in range(5)]
+        body = _one_of(rng, _FORMS)(1 + _below(rng, 12))
+        xs = [1 + _below(rng, 12) for _ in range(5)]
         pairs = [[x, _value(body, x)] for x in dict.fromkeys(xs)]
         if len(pairs) < 5 or not all(0 <= y <= LARGEST for _, y in pairs):
             continue
@@ -173,14 +173,20 @@ def _value(body: str, x: int) -> int:
 
 
 def _code_attempt(rng: random.Random, row: Row) -> tuple[str, str, bool]:
-    """A random form that fits the first example: its text, its program, whether it fits both."""
+    """A random form that fits the first example: its text, its program, whether it fits both.
+
+    The text finds the form's number in the first example, then tries it on the second.
+    """
     (x, y), (other, wanted) = row["examples"]
-    bodies = [f"{x + y} - x"]
-    for begin, rest in (("x", y - x), ("x + x", y - 2 * x)):
-        bodies.append(f"{begin} + {rest}" if rest >= 0 else f"{begin} - {-rest}")
-    fitting = [body for body in bodies if 0 <= _value(body, other) <= LARGEST]
-    body = _one_of(rng, fitting)
-    text = f"{_carried(body, x)} , {_carried(body, other)}"
+    choices = [(f"{x} + {y}", f"{x + y} - x")]
+    for begin, sum_, rest in (("x", x, y - x), ("x + x", x + x, y - x - x)):
+        found = f"{y} - {sum_}" if rest >= 0 else f"{sum_} - {y}"
+        found = found if begin == "x" else f"{x} + {x} = {sum_} , {found}"
+        choices.append((found, f"{begin} {'+' if rest >= 0 else '-'} {abs(rest)}"))
+    fitting = [(found, body) for found, body in choices if 0 <= _value(body, other) <= LARGEST]
+    found, body = _one_of(rng, fitting)
+    number = next(word for word in body.split() if word.isdigit())
+    text = f"{found} = {number} , {_carried(body, other)}"
     return text, f"def f ( x ) : return {body}", _value(body, other) == wanted
 
 
@@ -271,7 +277,7 @@ def base_rows(
     num: int,
     *,
     seed: int,
-    kinds: Sequence[Kind] = ("math", "code", "math", "code", "math", "helpful", "code", "harmless"),
+    kinds: Sequence[Kind] = ("math", "code", "math", "helpful", "math", "code", "math", "harmless"),
     give_up: float = 0.85,
     persistent: float = 0.15,
     manners: float = 0.4,
