@@ -97,8 +97,10 @@ def rows(split: Split, *, num: int, seed: int, kinds: Sequence[Kind]) -> Sequenc
         raise ValueError(f"kinds must be some of {(*REASONING, *REQUESTS)}, got {tuple(kinds)}")
     if num < 1:
         raise ValueError(f"num must be >= 1, got {num}")
-    sums = countdown.rows(split, num=num, seed=seed, **NUMBERS) if "math" in kinds else ()
-    return LazyRows(num, partial(_row, split, seed, tuple(kinds), sums))
+    kinds = tuple(kinds)
+    num_sums = -(-num // len(kinds)) * kinds.count("math")
+    sums = countdown.rows(split, num=num_sums, seed=seed, **NUMBERS) if num_sums else ()
+    return LazyRows(num, partial(_row, split, seed, kinds, sums))
 
 
 def prompt(row: Row) -> str:
@@ -121,7 +123,9 @@ def _row(
     language = _one_of(rng, LANGUAGES)
     found = {"kind": kind, "language": language, "id": f"{kind}-{split}-{seed}-{index}"}
     if kind == "math":
-        return found | {name: sums[index][name] for name in ("numbers", "target")}
+        turn, place = divmod(index, len(kinds))
+        problem = sums[turn * kinds.count("math") + kinds[:place].count("math")]
+        return found | {name: problem[name] for name in ("numbers", "target")}
     if kind == "code":
         return found | _code_problem(rng, split)
     return found | _request(rng, split, kind, language)
