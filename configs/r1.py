@@ -389,7 +389,7 @@ def tiny() -> Run:
             tiny_base(),
             tiny_rl("zero", "base", reward=weighted(accuracy=ACCURACY, format=FORMAT)),
             tiny_cold(),
-            tiny_sft("dev1", "cold", steps=60),
+            tiny_sft("dev1", "cold", steps=100),
             tiny_rl("dev2", "dev1", reward=weighted(accuracy=ACCURACY, language=LANGUAGE)),
             tiny_rejection(),
             tiny_mixed(),
@@ -457,15 +457,14 @@ def tiny_cold() -> Build:
     """Right answers of R1-Zero in one language, translated to the problem's, with a summary."""
     return Build(
         name="cold",
-        source=partial(small_world.rows, "train", num=600, seed=3, kinds=KINDS),
+        source=partial(small_world.rows, "train", num=2000, seed=3, kinds=KINDS),
         prompt=small_world.prompt,
         answers=Sampled(engine=TINY_ENGINE, stage="zero"),
-        samples=4,
+        samples=2,
         accuracy=small.accuracy,
         passes={
             "wrong": partial(keep, where=right),
             "unfinished": partial(keep, where=finished),
-            "best": keep_best,
             "rewritten": small_world.readable_rows,
             "verified": partial(verify, accuracy=small.accuracy),
             "wrong after": partial(keep, where=right),
@@ -485,7 +484,7 @@ def tiny_sft(name: str, data: str, *, steps: int) -> Supervised:
         row_length=152,
         micro_rows=8,
         loss=cross_entropy,
-        optimizer=partial(adamw, learning_rate=1e-3, warmup=10, final=0.1),
+        optimizer=partial(adamw, learning_rate=5e-4, warmup=10, final=0.1),
         checkpoints=Checkpoints(every=100),
     )
 
@@ -494,10 +493,10 @@ def tiny_rejection() -> Build:
     """Right answers of dev2 that are easy to read."""
     return Build(
         name="reasoning",
-        source=partial(small_world.rows, "train", num=1500, seed=4, kinds=KINDS),
+        source=partial(small_world.rows, "train", num=2500, seed=4, kinds=KINDS),
         prompt=small_world.prompt,
         answers=Sampled(engine=TINY_ENGINE, stage="dev2"),
-        samples=4,
+        samples=2,
         accuracy=small.accuracy,
         passes={
             "wrong": partial(keep, where=right),

@@ -1,4 +1,6 @@
-"""Every kind of stage in the smallest sizes: a base, a data set sampled from it, SFT on it, RL.
+"""Every kind of stage in the smallest sizes.
+
+A base, a data set sampled from it, SFT on it, a reward model, RL with it, a table.
 
 SFT begins with the base again, RL with problems that the base got right now and then.
 """
@@ -7,16 +9,22 @@ from functools import partial
 
 from r1jax.algos.advantages import grpo
 from r1jax.algos.losses import cross_entropy, policy_loss
-from r1jax.algos.weights import token_mean
-from r1jax.data import countdown, passes
+from r1jax.algos.preferences import pairwise_loss
+from r1jax.algos.weights import sequence_mean, token_mean
+from r1jax.data import countdown, labelled, passes
 from r1jax.data.duplicates import decontaminate, distinct
 from r1jax.data.filters import right
 from r1jax.data.tokenizer import tiny
+from r1jax.models import heads
+from r1jax.reward_model import RewardModel, scores
+from r1jax.rewards.weighted import Batched, weighted
 from r1jax.settings import (
     Build,
     Built,
     Checkpoints,
+    Compare,
     Engine,
+    Head,
     Reinforce,
     Run,
     Sampled,
@@ -33,6 +41,17 @@ ENGINE = Engine(max_prompt=8, max_new=16, slots=4)
 def even(row, answer):
     """Right about half of the time by chance, so that tests have rows of both kinds."""
     return float(len(answer.split()) % 2 == 0)
+
+
+def short(row, answer):
+    """A measure that is for problems with a small target only."""
+    return float(len(answer) < 20) if row["target"] < 20 else None
+
+
+def pairs():
+    """Answers with a 1 are better than those with a 2."""
+    prompts = [countdown.short_prompt(row) for row in countdown.rows("train", num=9, seed=3)]
+    return [{"prompt": prompt, "chosen": " 1", "rejected": " 2"} for prompt in prompts]
 
 
 def config() -> Run:
@@ -89,8 +108,25 @@ def config() -> Run:
                 log_every=1,
             ),
             chosen,
+            Supervised(
+                name="judge",
+                begin="base",
+                source=pairs,
+                texts=labelled.pairs,
+                steps=3,
+                batch_rows=4,
+                row_length=32,
+                micro_rows=4,
+                loss=pairwise_loss,
+                weight=sequence_mean,
+                head=Head(score=heads.rewards, leaves=heads.reward_leaves),
+                optimizer=partial(adamw, learning_rate=1e-3),
+                checkpoints=Checkpoints(every=1),
+                log_every=1,
+            ),
             Reinforce(
                 name="rl",
+                begin="sft",
                 task=Task(
                     train=Built(stage="chosen"),
                     test=held_out,
@@ -102,7 +138,19 @@ def config() -> Run:
                 prompts=4,
                 group=2,
                 engine=ENGINE,
-                reward=even,
+                reward=weighted(
+                    even=(1.0, even),
+                    judge=(
+                        0.1,
+                        Batched(
+                            partial(
+                                scores,
+                                model=RewardModel(stage="judge"),
+                                prompt=countdown.short_prompt,
+                            )
+                        ),
+                    ),
+                ),
                 advantage=grpo,
                 loss=partial(policy_loss, clip_low=0.2, clip_high=0.2),
                 weight=token_mean,
@@ -112,6 +160,15 @@ def config() -> Run:
                 evaluate_every=3,
                 evaluate_rows=8,
                 checkpoints=Checkpoints(every=1),
+            ),
+            Compare(
+                name="table",
+                models={"before": "base", "after": "rl"},
+                source=held_out,
+                prompt=countdown.short_prompt,
+                engine=ENGINE,
+                samples=2,
+                measures={"even": even, "short": short},
             ),
         ),
     )

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from r1jax import config, dataset, manifest, pipeline
-from r1jax.data import passes
+from r1jax.data import countdown, passes
 from r1jax.data.sources import jsonl
 from r1jax.settings import Build, Built, Run, Supervised
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_name("pipeline_config.py")
 DRIVER = Path(__file__).with_name("pipeline_driver.py")
-STAGES = ["base", "sampled", "sft", "chosen", "rl"]
+STAGES = ["base", "sampled", "sft", "chosen", "judge", "rl", "table"]
 
 
 def drive(out: Path, *moments: str) -> list[int]:
@@ -60,7 +60,7 @@ def weights(out: Path) -> dict[str, bytes]:
     from orbax.checkpoint import v1 as ocp
 
     found = {}
-    for name in ("base", "sft", "rl"):
+    for name in ("base", "sft", "judge", "rl"):
         with warnings.catch_warnings():  # orbax warns that arrays go where they were saved
             warnings.simplefilter("ignore", UserWarning)
             tree = ocp.load(out / "checkpoints" / name / "3" / "arrays")
@@ -107,7 +107,10 @@ def test_the_manifest_ties_each_stage_to_what_it_was_made_from(straight: Path) -
     assert entries["chosen"].inputs == {"rows of sampled": made["sampled"]}
     rl = entries["rl"].inputs
     assert rl["weights of sft"] == made["sft"] and rl["rows of chosen"] == made["chosen"]
-    assert set(rl) == {"weights of sft", "rows of chosen", "task.test"}
+    assert rl["reward model judge"] == made["judge"]
+    assert set(rl) == {"weights of sft", "rows of chosen", "reward model judge", "task.test"}
+    table = entries["table"].inputs
+    assert table["weights of base"] == made["base"] and table["weights of rl"] == made["rl"]
     assert "rl.group: 2" in entries["rl"].config
     assert not any(line.startswith("sft") for line in entries["rl"].config)
 
@@ -145,9 +148,11 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(straight: Path, tmp_pa
         "sampled/.rows.jsonl.new:2",  # it is about to get its name
         ".manifest.json.new:8",  # the last checkpoint of sft is there, and not yet entered
         "chosen/.rows.jsonl.new:1",
+        "judge/unfinished/2/meta.json:1",
         "rl/unfinished/2/meta.json:1",
+        "table/rl.jsonl:2",
     )
-    assert codes == [-9] * 6
+    assert codes == [-9] * 8
     assert weights(out) == weights(straight)
     assert data(out) == data(straight)
     assert logs(out) == logs(straight)
@@ -235,7 +240,7 @@ def test_a_file_that_a_pass_reads_is_an_input(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_changed_input_is_one_line_that_names_both_stages(copy: Path) -> None:
-    undone(copy, "sft", "chosen", "rl")
+    undone(copy, "sft", "chosen", "judge", "rl", "table")
     rows = copy / "data" / "sampled" / dataset.ROWS
     good = rows.read_bytes()
     rows.write_bytes(good[: good.index(b"\n") + 1])
@@ -283,6 +288,32 @@ def test_rows_of_another_stage_stand_wherever_a_source_can() -> None:
     assert found.passes["mixed"].keywords["ratio"] == (3, 1)
     with pytest.raises(ValueError, match="the rows of stage a are there only while"):
         cfg.source()
+
+
+def test_a_table_has_the_means_of_what_the_answers_score(straight: Path) -> None:
+    table = json.loads((straight / "data" / "table" / "table.json").read_text())["models"]
+    assert list(table) == ["before", "after"]
+    problems = countdown.rows("test", num=9, seed=2, counts=(3,), low=1, high=20, operators="+-")
+    for model, stage in (("before", "base"), ("after", "rl")):
+        lines = list(jsonl(straight / "data" / "table" / f"{stage}.jsonl"))
+        texts = [[one["answer"] for one in line["answers"]] for line in lines]
+        assert [len(group) for group in texts] == [2] * 9
+        even = [np.mean([len(text.split()) % 2 == 0 for text in group]) for group in texts]
+        assert table[model]["even"]["mean"] == pytest.approx(np.mean(even))
+        small = [i for i, row in enumerate(problems) if row["target"] < 20]
+        short = [np.mean([len(text) < 20 for text in texts[i]]) for i in small]
+        assert table[model]["short"]["mean"] == pytest.approx(np.mean(short))
+        assert table[model]["short"]["problems"] == len(small) < 9
+    page = (straight / "report.html").read_text()
+    assert "table: models compared" in page and f"{table['after']['even']['mean']:.1%}" in page
+
+
+def test_a_reward_model_of_the_run_must_be_trained_before(tmp_path: Path) -> None:
+    run = config.load(str(CONFIG))
+    base, sampled, sft, chosen, judge, rl, table = run.stages
+    late = replace(run, stages=(base, sampled, sft, chosen, rl, judge, table))
+    with pytest.raises(ValueError, match=r"stage rl needs the reward model 'judge', which must be"):
+        pipeline.check(late)
 
 
 def test_the_report_shows_how_many_rows_each_pass_left(straight: Path) -> None:

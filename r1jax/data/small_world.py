@@ -16,7 +16,7 @@ first two try, judge and try again, in words of either language:
     <answer> def f ( x ) : return x + 3 </answer>
 
 (one line each). `base_rows` is text for a weak base: right sums and verdicts, but it gives up too
-early, mixes its languages, has no summary and little manners. Everything is made on demand: row i
+early, mixes its languages, seldom sums up and has little manners. Everything is made on demand: row i
 depends on the seed, the split and i alone.
 """
 
@@ -71,7 +71,7 @@ def small_tokenizer() -> Any:
         texts += [*words.keys(), *words.values()]
     for each in (RUDE, CLOSING, REFUSAL, ADVICE, NEED):
         texts += [text.replace("{name}", "") for text in each.values()]
-    every = [*_SIGNS, *_PROGRAM, "from", "用", "gives", "none", *" ".join(texts).split()]
+    every = [*_SIGNS, *_PROGRAM, "from", "用", "gives", "得", "none", *" ".join(texts).split()]
     return tokenizer.tiny(first=_FIRST, words=tuple(dict.fromkeys(every)))
 
 
@@ -212,7 +212,15 @@ def _math_attempt(rng: random.Random, row: Row) -> tuple[str, str, bool]:
 _ATTEMPTS = {"math": _math_attempt, "code": _code_attempt}
 
 
-def _search(rng: random.Random, row: Row, *, give_up: float, persistent: float, own: float) -> str:
+def _search(
+    rng: random.Random,
+    row: Row,
+    *,
+    give_up: float,
+    persistent: float,
+    own: float,
+    summed: float,
+) -> str:
     """Tries until one is right, it gives up, or the thought is long."""
     persists = rng.random() < persistent
     habit = _habit(rng, row["language"], own=own)
@@ -223,7 +231,8 @@ def _search(rng: random.Random, row: Row, *, give_up: float, persistent: float, 
         thought += steps.split()
         if hit:
             judged = f"{' '.join(thought)} {words['right']}"
-            return f" <think> {judged} </think> <answer> {answer} </answer>"
+            summary = f" {WORDS[habit(rng)]['so it fits']} ." if rng.random() < summed else ""
+            return f" <think> {judged} </think>{summary} <answer> {answer} </answer>"
         thought += [words["wrong"], "."]
         if len(thought) > THOUGHT - 22 or (not persists and rng.random() < give_up):
             given_up = f"{' '.join(thought)} {words['give up']}"
@@ -286,17 +295,24 @@ def base_rows(
     persistent: float = 0.15,
     manners: float = 0.4,
     own: float = 0.3,
+    summed: float = 0.15,
 ) -> Sequence[dict[str, Any]]:
     """`num` texts `{"prompt", "answer"}` of a weak base, to training problems of `rows`.
 
     After each miss a text gives up with probability `give_up`, but for a `persistent` share of
-    them. A share `own` speaks the language of the problem throughout. Answers to requests have
-    each good part with probability `manners`.
+    them. A share `own` speaks the language of the problem throughout, and a share `summed` of
+    right answers sums up. Answers to requests have each good part with probability `manners`.
 
     Raises:
       ValueError: a share out of its range, or as `rows`.
     """
-    shares = {"give_up": give_up, "persistent": persistent, "manners": manners, "own": own}
+    shares = {
+        "give_up": give_up,
+        "persistent": persistent,
+        "manners": manners,
+        "own": own,
+        "summed": summed,
+    }
     for name, value in shares.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be from 0 to 1, got {value}")
@@ -308,7 +324,9 @@ def base_rows(
         if row["kind"] in REQUESTS:
             answer = _request_text(rng, row, manners=manners, own=own)
         else:
-            answer = _search(rng, row, give_up=give_up, persistent=persistent, own=own)
+            answer = _search(
+                rng, row, give_up=give_up, persistent=persistent, own=own, summed=summed
+            )
         return {"prompt": prompt(row), "answer": answer}
 
     return LazyRows(num, make)
@@ -377,11 +395,7 @@ def _readable(row: Row, answer: str) -> str | None:
     for name, ours in WORDS[language].items():
         for other in LANGUAGES:
             thought = thought.replace(f" {WORDS[other][name]} ", f" {ours} ")
-    words = WORDS[language]
-    if row["kind"] == "math":
-        summary = f"{words['so']} {result} {words['is']} {row['target']} ."
-    else:
-        summary = f"{words['so']} {words['both fit']} ."
+    summary = f"{WORDS[language]['so it fits']} ."
     return f" <think>{thought}</think> {summary} <answer> {result} </answer>"
 
 

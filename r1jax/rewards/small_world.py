@@ -22,17 +22,13 @@ WORDS = {
         "wrong": "wrong",
         "right": "right",
         "give up": "give up",
-        "so": "so",
-        "is": "is",
-        "both fit": "both fit",
+        "so it fits": "so it fits",
     },
     "zh": {
         "wrong": "不对",
         "right": "对了",
         "give up": "放弃",
-        "so": "所以",
-        "is": "得",
-        "both fit": "都 对",
+        "so it fits": "所以 符合",
     },
 }
 NAMES = {
