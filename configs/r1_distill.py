@@ -2,7 +2,10 @@
 
     python -m r1jax.train --config configs/r1_distill.py:qwen_7b
 
-Variants: `qwen_15b`, `qwen_7b` (the default), `qwen_14b`, `qwen_32b`, `llama_8b`, `llama_70b`.
+Variants: `qwen_15b`, `qwen_7b` (the default), `qwen_14b`, `qwen_32b`, `llama_8b`, `llama_70b`; and
+`tiny`, on two CPU cores, after `configs/r1.py:tiny`: a smaller student learns from the tiny R1, and
+beside it, from the same base, by RL with more compute. It ends in a table of both; BENCHMARKS.md
+has measured ones. All that follows is about the published sizes.
 
 Needs: the base's folder under models/, with the tokenizer's special tokens of R1-Distill;
 data/r1_800k.jsonl with `prompt` and `answer`, such as data/mixed/rows.jsonl in the run of
@@ -32,11 +35,30 @@ they are packed rows, as DeepSeek-V3's SFT packs its samples. No warm-up is publ
 from dataclasses import replace
 from functools import partial
 
-from r1jax.algos.losses import cross_entropy
+from r1jax.algos.advantages import grpo
+from r1jax.algos.losses import cross_entropy, policy_loss
+from r1jax.algos.weights import token_mean
+from r1jax.data import small_world
+from r1jax.data.filters import right
+from r1jax.data.passes import keep
 from r1jax.data.sources import jsonl
 from r1jax.data.tokenizer import from_folder
 from r1jax.models.zoo import MODELS
-from r1jax.settings import Checkpoints, Mesh, Run, Supervised
+from r1jax.rewards import small_world as small
+from r1jax.settings import (
+    Build,
+    Built,
+    Checkpoints,
+    Compare,
+    Engine,
+    Mesh,
+    Reinforce,
+    Run,
+    Sampled,
+    Supervised,
+    Task,
+    dense,
+)
 from r1jax.state import adamw
 
 NUM_SAMPLES, MEAN_TOKENS = 804_745, 5_355
@@ -106,4 +128,115 @@ def student(name: str, base: str, learning_rate: float, *, at_once: int, tensor:
             ),
         ),
         mesh=Mesh(data=1, fsdp=-1, tensor=tensor),
+    )
+
+
+# --------------------------------------------------------------------------- tiny
+
+KINDS = ("math", "math", "math", "code")
+ENGINE = Engine(max_prompt=8, max_new=144, slots=64)
+
+
+def tiny() -> Run:
+    """A student of a third of the tiny R1's weights: distilled, and by RL."""
+    return Run(
+        name="r1_distill_tiny",
+        model=dense(
+            vocab_size=224,
+            dim=64,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=160,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=small_world.small_tokenizer,
+        stages=(tiny_base(), tiny_samples(), tiny_sft(), tiny_rl(), tiny_table()),
+    )
+
+
+def tiny_base() -> Supervised:
+    """The texts of the tiny R1's base."""
+    return Supervised(
+        name="base",
+        source=partial(small_world.base_rows, 400_000, seed=0),
+        steps=1600,
+        batch_rows=32,
+        row_length=152,
+        micro_rows=16,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=400),
+    )
+
+
+def tiny_samples() -> Build:
+    """Right answers of the tiny R1."""
+    return Build(
+        name="samples",
+        source=partial(small_world.rows, "train", num=4000, seed=9, kinds=KINDS),
+        prompt=small_world.prompt,
+        answers=Sampled(engine=ENGINE, run="runs/r1_tiny", stage="rl_all"),
+        samples=2,
+        accuracy=small.accuracy,
+        passes={"wrong": partial(keep, where=right)},
+    )
+
+
+def tiny_sft() -> Supervised:
+    """SFT of the student's base on them, and nothing else."""
+    return Supervised(
+        name="distilled",
+        source=Built(stage="samples"),
+        begin="base",
+        steps=300,
+        batch_rows=32,
+        row_length=152,
+        micro_rows=16,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=1e-3, warmup=10, final=0.1),
+        checkpoints=Checkpoints(every=100),
+    )
+
+
+def tiny_rl() -> Reinforce:
+    """RL of the student's base: it sees as many tokens in its updates, and samples them too."""
+    return Reinforce(
+        name="rl",
+        begin="base",
+        task=Task(
+            train=partial(small_world.rows, "train", num=200_000, seed=1, kinds=KINDS),
+            test=partial(small_world.rows, "test", num=512, seed=2, kinds=KINDS),
+            prompt=small_world.prompt,
+            accuracy=small.accuracy,
+            observe=small.observe,
+        ),
+        steps=100,
+        prompts=32,
+        group=8,
+        engine=ENGINE,
+        reward=small.accuracy,
+        advantage=grpo,
+        loss=partial(policy_loss, clip_low=0.2, clip_high=0.28),
+        weight=token_mean,
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
+        row_length=152,
+        micro_rows=16,
+        evaluate_every=25,
+        evaluate_rows=512,
+        checkpoints=Checkpoints(every=25),
+    )
+
+
+def tiny_table() -> Compare:
+    """The student before, by RL and distilled."""
+    return Compare(
+        name="table",
+        models={"base": "base", "RL": "rl", "distilled": "distilled"},
+        source=partial(small_world.rows, "test", num=1024, seed=8, kinds=KINDS),
+        prompt=small_world.prompt,
+        engine=ENGINE,
+        measures={"reasoning": small.reasoned, "readability": small.readable},
     )

@@ -16,8 +16,8 @@ first two try, judge and try again, in words of either language:
     <answer> def f ( x ) : return x + 3 </answer>
 
 (one line each). `base_rows` is text for a weak base: right sums and verdicts, but it gives up too
-early, mixes its languages, seldom sums up and has little manners. Everything is made on demand: row i
-depends on the seed, the split and i alone.
+early, mixes its languages, seldom sums up and has little manners. Everything is made on demand: row
+i depends on the seed, the split and i alone.
 """
 
 import random
