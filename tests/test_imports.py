@@ -45,6 +45,7 @@ ROWS = {
     "search": ABOVE,
     "reward_model": ABOVE,
     "dataset": ABOVE,
+    "comparison": ABOVE,
     "evaluate": ABOVE,
     "pipeline": ABOVE,
     "report": ABOVE,

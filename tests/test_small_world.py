@@ -72,13 +72,14 @@ def test_sums_and_verdicts_of_the_base_are_right() -> None:
     assert verdicts > 200
 
 
-def test_programs_of_the_base_that_fit_both_examples_mostly_pass() -> None:
+def test_programs_of_the_base_pass_their_tests_and_others_do_not() -> None:
     problems = small_world.rows("train", num=40, seed=0, kinds=("code",))
     texts = small_world.base_rows(40, seed=0, kinds=("code",), give_up=0.0, persistent=1.0)
-    passed = [
-        scores.accuracy(row, text["answer"]) for row, text in zip(problems, texts, strict=True)
-    ]
-    assert sum(value == 1.0 for value in passed) >= 38
+    pairs = [(row, text["answer"]) for row, text in zip(problems, texts, strict=True)]
+    pairs = [pair for pair in pairs if last_answer(pair[1]) != " none "]  # the longest give up
+    assert len(pairs) > 35
+    # Lines through two points: what fits both examples is right everywhere.
+    assert all(scores.accuracy(row, answer) == 1.0 for row, answer in pairs)
     assert scores.accuracy(problems[0], said("def f ( x ) : return x + 99")) == 0.0
     assert scores.accuracy(problems[0], said("none")) == 0.0
 

@@ -330,7 +330,7 @@ def _text(
     persists = rng.random() < persistent
     thought = ""
     for attempt in range(1, max_attempts + 1):
-        steps, expression, value = attempt(rng, problem["numbers"], operators)
+        steps, expression, value = random_attempt(rng, problem["numbers"], operators)
         thought += f" {steps}"
         if value == problem["target"]:
             return f" <think>{thought} yes </think> <answer> {expression} </answer>"
@@ -340,7 +340,9 @@ def _text(
     return f" <think>{thought} give up </think> <answer> none </answer>"
 
 
-def attempt(rng: random.Random, numbers: Sequence[int], operators: str) -> tuple[str, str, int]:
+def random_attempt(
+    rng: random.Random, numbers: Sequence[int], operators: str
+) -> tuple[str, str, int]:
     """A random chain: its text with all results, its expression, and its value."""
     for _ in range(MAX_DRAWS):
         left = list(numbers)
