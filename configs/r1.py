@@ -389,7 +389,7 @@ def tiny() -> Run:
             tiny_base(),
             tiny_rl("zero", "base", reward=weighted(accuracy=ACCURACY, format=FORMAT)),
             tiny_cold(),
-            tiny_sft("dev1", "cold", steps=100),
+            tiny_sft("dev1", "cold", steps=40),
             tiny_rl("dev2", "dev1", reward=weighted(accuracy=ACCURACY, language=LANGUAGE)),
             tiny_rejection(),
             tiny_mixed(),
@@ -457,7 +457,7 @@ def tiny_cold() -> Build:
     """Right answers of R1-Zero in one language, translated to the problem's, with a summary."""
     return Build(
         name="cold",
-        source=partial(small_world.rows, "train", num=2000, seed=3, kinds=KINDS),
+        source=partial(small_world.rows, "train", num=500, seed=3, kinds=KINDS),
         prompt=small_world.prompt,
         answers=Sampled(engine=TINY_ENGINE, stage="zero"),
         samples=2,

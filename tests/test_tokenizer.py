@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from r1jax.data.countdown import attempts_rows, rows, short_prompt
@@ -30,6 +31,13 @@ def test_each_number_word_and_tag_is_one_token(tokenizer) -> None:
         assert len(encode(tokenizer, f" {tag}")) == 1, tag
     assert len(encode(tokenizer, "make 9 from 7 5 3")) == 6
     assert len({tuple(encode(tokenizer, f" {number}")) for number in range(100)}) == 100
+
+
+def test_whatever_tokens_a_model_writes_are_read_again(tokenizer) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ids = rng.integers(3, len(tokenizer), size=20).tolist()
+        assert encode(tokenizer, decode(tokenizer, ids)) == ids
 
 
 @pytest.mark.parametrize("settings", [{}, {"counts": (3, 4), "operators": "+-*/", "high": 9}])

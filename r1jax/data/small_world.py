@@ -294,7 +294,7 @@ def base_rows(
     give_up: float = 0.85,
     persistent: float = 0.15,
     manners: float = 0.4,
-    own: float = 0.3,
+    own: float = 0.5,
     summed: float = 0.15,
 ) -> Sequence[dict[str, Any]]:
     """`num` texts `{"prompt", "answer"}` of a weak base, to training problems of `rows`.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ def tiny(
     tokens = [PAD, END, UNKNOWN, *first, *(f" {word}" for word in spaced)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(" ?[^ ]+"), "isolated")
+    # A model may write a word of `first` anywhere: 88make are two tokens.
+    begins = "|".join(map(re.escape, first))
+    pieces = Regex(f"{begins}| ?(?:(?!{begins})[^ ])+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
