@@ -21,7 +21,7 @@ from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
 from r1jax.rewards.pool import open_pool
-from r1jax.rewards.weighted import score_many
+from r1jax.rewards.weighted import known_accuracy, score_many
 from r1jax.settings import FIRST, Build, Built, Mesh, Sampled
 from r1jax.types import Params
 
@@ -166,8 +166,12 @@ def run_supervised(cfg: settings.Supervised, inputs: Inputs, out: Path) -> None:
 def run_reinforce(cfg: settings.Reinforce, inputs: Inputs, out: Path) -> None:
     """Trains with rewards; the checkpoints in `out` show how far it came."""
     with open_pool(workers=cfg.reward_workers, seconds=cfg.reward_seconds) as pool:
-        reward = partial(score_many, cfg.reward, each=pool.map)
-        scorer = Scorer(reward=reward, each=pool.map)
+        scorer = Scorer(
+            reward=partial(score_many, cfg.reward, each=pool.map),
+            each=pool.map,
+            accuracy=known_accuracy(cfg.reward, cfg.task.accuracy),
+            given_up=lambda: {"reward_timeouts": pool.timeouts, "reward_crashes": pool.crashes},
+        )
         teacher = open_teacher(cfg.teacher, inputs.context)
         rl.train(cfg, inputs.context, inputs.load(), scorer=scorer, teacher=teacher)
 

@@ -1,6 +1,7 @@
 """What a run's folder holds, and what follows from it: evaluations, cost, answers."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -70,8 +71,9 @@ class Evaluations(NamedTuple):
 
 
 def evaluations(run: RunData) -> Evaluations | None:
+    """None where there was none, or none of whose answers any could be judged."""
     for stage, rows in reversed(list(run.stages.items())):
-        if found := [row for row in rows if "test/accuracy" in row]:
+        if found := [row for row in rows if math.isfinite(row.get("test/accuracy", math.nan))]:
             return Evaluations(stage, found[0], found[-1])
     return None
 

@@ -97,6 +97,20 @@ def score(reward: Reward, row: Row, answer: str) -> tuple[float | None, dict[str
     return _number("reward", reward(row, answer)), {}
 
 
+def known_accuracy(
+    reward: Reward, accuracy: Reward
+) -> Callable[[tuple[float | None, Mapping[str, float]]], float | None] | None:
+    """How an accuracy is read off what `score_many` gives; None where the reward does not hold it.
+
+    It does where it is that very function, or one of its terms is.
+    """
+    if reward is accuracy:
+        return lambda scored: scored[0]
+    terms = reward.terms if isinstance(reward, Weighted) else {}
+    name = next((name for name, (_, part) in terms.items() if part is accuracy), None)
+    return None if name is None else lambda scored: scored[1].get(name)
+
+
 def one_by_one(
     function: Callable[[Row, str], T], rows: Sequence[Row], answers: Sequence[str]
 ) -> list[T | None]:
