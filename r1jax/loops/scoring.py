@@ -108,7 +108,7 @@ def answer_means(rollout: Rollout, scored: Scored) -> dict[str, float]:
 
 
 def given_up_since(before: Mapping[str, int], scorer: Scorer) -> dict[str, float]:
-    """How many values were given up since `before`, by why: of rewards, accuracies, what is seen."""
+    """How many values were given up since `before`, by why."""
     return {name: float(count - before[name]) for name, count in scorer.given_up().items()}
 
 
