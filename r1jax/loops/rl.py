@@ -27,6 +27,7 @@ from r1jax.loops.scoring import (
     score_answers,
     together,
 )
+from r1jax.progress import progress
 from r1jax.rollout.answers import concatenate, encode_prompts, stop_tokens, take, to_host
 from r1jax.rollout.engine import make_engine
 from r1jax.types import Limits, Params, Rollout
@@ -53,7 +54,7 @@ def train(
 
     with (
         resumed(context, cfg, fresh, best="test/accuracy") as (store, state, done),
-        metrics.progress(cfg.steps, stage=cfg.name, start=done) as show,
+        progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
         if done == 0:
             measured = evaluate(state.params, 0)
