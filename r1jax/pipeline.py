@@ -5,6 +5,7 @@ A stage is a function `(settings, inputs, out) -> None`. It leaves what it makes
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -411,7 +412,9 @@ def of_models(setting: Any) -> dict[str, str]:
 def files_in(setting: Any) -> Iterator[Path]:
     """The files that a setting names: an evaluation set, say."""
     for kind in (str, Path):
-        yield from (Path(name) for name in settings.inside(setting, kind) if Path(name).is_file())
+        for name in settings.inside(setting, kind):
+            if os.path.isfile(name):  # as `Path.is_file`, which refuses a long text
+                yield Path(name)
 
 
 def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]:

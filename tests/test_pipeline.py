@@ -236,7 +236,8 @@ def test_a_file_that_a_pass_reads_is_an_input(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
     file.write_text("{}\n")
     against = partial(len, [partial(jsonl, file), partial(jsonl, tmp_path / "none")])
-    assert list(pipeline.files_in({"contaminated": against})) == [file]
+    asked = {"contaminated": against, "judged": {"rubric": "Is it right? " * 99}}
+    assert list(pipeline.files_in(asked)) == [file]
 
 
 def helpful(run: Path, stage: str | None) -> Batched:
