@@ -413,7 +413,7 @@ def files_in(setting: Any) -> Iterator[Path]:
     """The files that a setting names: an evaluation set, say."""
     for kind in (str, Path):
         for name in settings.inside(setting, kind):
-            if os.path.isfile(name):  # as `Path.is_file`, which refuses a long text
+            if os.path.isfile(name):  # Path.is_file raises for a text too long to be a name
                 yield Path(name)
 
 
