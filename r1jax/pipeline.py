@@ -5,6 +5,7 @@ A stage is a function `(settings, inputs, out) -> None`. It leaves what it makes
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -16,12 +17,14 @@ import jax
 from r1jax import checkpoint, config, dataset, manifest, metrics, restore, settings, sharding
 from r1jax.data import sources
 from r1jax.data import tokenizer as tokenizers
+from r1jax.local import Local
 from r1jax.loops import rl, supervised
 from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
+from r1jax.reward_model import RewardModel
 from r1jax.rewards.pool import open_pool
-from r1jax.rewards.weighted import score_many
+from r1jax.rewards.weighted import known_accuracy, score_many
 from r1jax.settings import FIRST, Build, Built, Mesh, Sampled
 from r1jax.types import Params
 
@@ -60,7 +63,12 @@ def check(cfg: settings.Run) -> None:
             other_weights(stage.answers)
         if not isinstance(stage, Build) and stage.teacher is not None:
             other_weights(stage.teacher)
-        if not any(settings.built(stage)):
+        for model in settings.inside(stage, RewardModel):
+            other_weights(model)
+        for model in settings.inside(stage, Local):
+            if not Path(model.folder).is_dir():
+                raise ValueError(f"{stage.name}: no such folder: {model.folder}")
+        if not any(settings.inside(stage, Built)):
             check_stage(stage, tokenizer)
 
 
@@ -137,7 +145,7 @@ def one_stage(
         if entries[name].done and not (last and damaged(cfg, folder, entries[name])):
             return
     if stage is not cfg:
-        for one in settings.built(cfg):
+        for one in settings.inside(cfg, Built):
             whole_or_fail(name, one.stage, folder, entries)
         check_stage(stage, context.tokenizer)
     entries[name] = here
@@ -166,8 +174,12 @@ def run_supervised(cfg: settings.Supervised, inputs: Inputs, out: Path) -> None:
 def run_reinforce(cfg: settings.Reinforce, inputs: Inputs, out: Path) -> None:
     """Trains with rewards; the checkpoints in `out` show how far it came."""
     with open_pool(workers=cfg.reward_workers, seconds=cfg.reward_seconds) as pool:
-        reward = partial(score_many, cfg.reward, each=pool.map)
-        scorer = Scorer(reward=reward, each=pool.map)
+        scorer = Scorer(
+            reward=partial(score_many, cfg.reward, each=pool.map),
+            each=pool.map,
+            accuracy=known_accuracy(cfg.reward, cfg.task.accuracy),
+            given_up=lambda: {"reward_timeouts": pool.timeouts, "reward_crashes": pool.crashes},
+        )
         teacher = open_teacher(cfg.teacher, inputs.context)
         rl.train(cfg, inputs.context, inputs.load(), scorer=scorer, teacher=teacher)
 
@@ -323,7 +335,7 @@ def with_rows(value: Any, rows: Callable[[str], Callable[[], settings.Rows]]) ->
     """A setting with a source in the place of each `Built`; itself where there is none in it."""
     if isinstance(value, Built):
         return rows(value.stage)
-    if not any(settings.built(value)):
+    if not any(settings.inside(value, Built)):
         return value
     inner = partial(with_rows, rows=rows)
     if isinstance(value, partial):
@@ -365,7 +377,8 @@ def digests(
 ) -> dict[str, str]:
     """The SHA-256 of all that a stage is made from, by name."""
     found = {
-        f"rows of {one.stage}": entries[one.stage].output["sha256"] for one in settings.built(cfg)
+        f"rows of {one.stage}": entries[one.stage].output["sha256"]
+        for one in settings.inside(cfg, Built)
     }
     if isinstance(cfg, Build) and isinstance(cfg.answers, Sampled) and cfg.answers.run:
         found["weights of another run"] = sources.file_digest(other_weights(cfg.answers))
@@ -374,25 +387,34 @@ def digests(
         found[f"weights of {weights}" if weights != FIRST else FIRST] = known
     if not isinstance(cfg, Build) and cfg.teacher is not None:
         found["weights of the teacher"] = sources.file_digest(other_weights(cfg.teacher))
+    found |= of_models(replace(cfg, passes={}) if isinstance(cfg, Build) else cfg)
     for name, source in source_fields(cfg).items():
         found[name] = sources.digest(source())
     if isinstance(cfg, Build):
-        for file in files_in(cfg.passes):
-            found[f"{manifest.PASSES}{file}"] = sources.file_digest(file)
+        read = {str(file): sources.file_digest(file) for file in files_in(cfg.passes)}
+        read |= of_models(cfg.passes)
+        found |= {f"{manifest.PASSES}{name}": digest for name, digest in read.items()}
+    return found
+
+
+def of_models(setting: Any) -> dict[str, str]:
+    """Digests of the reward models, and judges on this machine, that a setting's functions ask."""
+    found = {}
+    for model in settings.inside(setting, RewardModel):
+        stage = f", stage {model.stage}" if model.stage else ""
+        sums = other_weights(model)
+        found[f"weights of reward model {model.run}{stage}"] = sources.file_digest(sums)
+    for model in settings.inside(setting, Local):
+        found[f"weights of judge {model.folder}"] = folder_digest(Path(model.folder))
     return found
 
 
 def files_in(setting: Any) -> Iterator[Path]:
-    """The files that arguments of partials in a setting name: an evaluation set, say."""
-    if isinstance(setting, partial):
-        yield from files_in([*setting.args, *setting.keywords.values()])
-    elif isinstance(setting, Mapping):
-        yield from files_in(list(setting.values()))
-    elif isinstance(setting, list | tuple):
-        for item in setting:
-            yield from files_in(item)
-    elif isinstance(setting, str | Path) and Path(setting).is_file():
-        yield Path(setting)
+    """The files that a setting names: an evaluation set, say."""
+    for kind in (str, Path):
+        for name in settings.inside(setting, kind):
+            if os.path.isfile(name):  # Path.is_file raises for a text too long to be a name
+                yield Path(name)
 
 
 def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]:
@@ -401,11 +423,13 @@ def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]
         found = {"task.train": cfg.task.train, "task.test": cfg.task.test}
     else:
         found = {"source": cfg.source}
-    return {name: source for name, source in found.items() if not any(settings.built(source))}
+    return {
+        name: source for name, source in found.items() if not any(settings.inside(source, Built))
+    }
 
 
-def other_weights(answers: Sampled | settings.Teacher) -> Path:
-    """The sums of the newest checkpoint of another run, from which a stage samples or learns.
+def other_weights(answers: Sampled | settings.Teacher | RewardModel) -> Path:
+    """The sums of the newest checkpoint of another run, which a stage asks or learns from.
 
     Raises:
       ValueError: there is none.
@@ -419,17 +443,23 @@ def other_weights(answers: Sampled | settings.Teacher) -> Path:
         path = folder / "checkpoints" / name
         if path.is_dir() and (steps := checkpoint.numbers(path)):
             return path / str(steps[-1]) / checkpoint.SUMS
-    raise ValueError(f"{folder} has no checkpoint of {answers.stage or 'any stage'} to sample from")
+    raise ValueError(f"{folder} has no checkpoint of {answers.stage or 'any stage'}")
 
 
 def first_digest(cfg: settings.Run) -> str:
     """By which a run notices that the weights it begins with have changed.
 
-    Random weights follow from the settings. Of files, their names and sizes count and 32 MiB at
-    each end: to read all of a large model would take minutes at every start.
+    Random weights follow from the settings: it is that of no files.
+    """
+    return folder_digest(None if cfg.weights is None else Path(cfg.weights))
+
+
+def folder_digest(folder: Path | None) -> str:
+    """A SHA-256 of the names and sizes of a folder's files, and of 32 MiB at each end of them.
+
+    To read all of a large model would take minutes at every start.
     """
     found = hashlib.sha256()
-    folder = Path(cfg.weights) if cfg.weights is not None else None
     files = sorted(f for f in folder.iterdir() if f.is_file()) if folder else []
     for file in files:
         size = file.stat().st_size
