@@ -481,7 +481,7 @@ def tiny_sft(name: str, data: str, *, steps: int) -> Supervised:
         begin="base",
         steps=steps,
         batch_rows=32,
-        row_length=152,
+        row_length=160,
         micro_rows=8,
         loss=cross_entropy,
         optimizer=partial(adamw, learning_rate=5e-4, warmup=10, final=0.1),

@@ -13,7 +13,6 @@ import functools
 import inspect
 import json
 import linecache
-import os
 import re
 import subprocess
 import sys
@@ -23,9 +22,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn, ParamSpec, TypeVar
 
-from r1jax import settings
+from r1jax import metrics, settings
 from r1jax.deferred import CONFIG_MODULE, PACKAGE, ConfigError, NeedsReal, nearest, stand_ins
-from r1jax.fields import describe, override, parse_override, verify
+from r1jax.fields import by_path, describe, lines_of, override, parse_override, verify
 from r1jax.settings import Run
 
 __all__ = [
@@ -219,9 +218,9 @@ def save(folder: Path, text: Sequence[str], spec: str, overrides: Sequence[str] 
     file, variant = _split(spec)
     folder.mkdir(parents=True, exist_ok=True)
     made = {"variant": variant, "overrides": list(overrides), "commit": _commit()}
-    _write(folder / "config.py", file.read_bytes())
-    _write(folder / "config.json", json.dumps(made, indent=1).encode())
-    _write(folder / "config.txt", "".join(f"{line}\n" for line in text).encode())
+    metrics.replace(folder / "config.py", file.read_bytes())
+    metrics.replace(folder / "config.json", json.dumps(made, indent=1).encode())
+    metrics.replace(folder / "config.txt", "".join(f"{line}\n" for line in text).encode())
 
 
 def saved(folder: Path) -> tuple[str, list[str]]:
@@ -245,8 +244,7 @@ def is_saved(folder: Path, text: Sequence[str]) -> bool:
     file = folder / "config.txt"
     if not file.is_file():
         return False
-    there = file.read_text(encoding="utf-8").split("\n")
-    return _values(there, None) == _values(text, None)
+    return _values(lines_of(file), None) == _values(text, None)
 
 
 def same_or_fail(
@@ -263,10 +261,7 @@ def same_or_fail(
     file = folder / "config.txt"
     if not file.is_file():
         return
-    # Not splitlines: a printed text may hold other line separators.
-    there, here = (
-        _values(lines, begun) for lines in (file.read_text(encoding="utf-8").split("\n"), text)
-    )
+    there, here = (_values(lines, begun) for lines in (lines_of(file), text))
     paths = [path for path in sorted(there | here) if there.get(path) != here.get(path)]
     if paths:
         path, more = paths[0], len(paths) - 1
@@ -279,8 +274,7 @@ def same_or_fail(
 
 def _values(text: Sequence[str], begun: Mapping[str, bool] | None) -> dict[str, str]:
     """The settings by path, without those that may be others."""
-    pairs = (line.partition(": ") for line in text if line)
-    values = {path: value for path, _, value in pairs}
+    values = by_path(text)
     names = [name for name in values.get("stages", "").split(", ") if name]
     free = [name for name in names if begun is not None and name not in begun]
     if names:
@@ -299,17 +293,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):  # no git here; a run does not depend on it
         return None
     return done.stdout.strip() or None
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 # ----------------------------------------------------------------- the command line

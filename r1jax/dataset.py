@@ -14,6 +14,7 @@ from typing import Any
 from r1jax import metrics, restore, settings
 from r1jax.data import passes
 from r1jax.data.sources import file_digest, jsonl
+from r1jax.progress import progress
 from r1jax.rewards.pool import Pool, open_pool
 
 ANSWERS, ROWS, COUNTS = "answers.jsonl", "rows.jsonl", "counts.json"
@@ -153,7 +154,7 @@ def answer_all(
     done = keep_whole(file, cfg.at_once, total)
     with (
         open_pool(workers=cfg.reward_workers, seconds=cfg.reward_seconds) as pool,
-        metrics.progress(total, stage=cfg.name, start=done) as show,
+        progress(total, stage=cfg.name, start=done, unit="problem") as show,
     ):
         for first in range(done, total, cfg.at_once):
             if stopping():

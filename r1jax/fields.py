@@ -7,9 +7,10 @@ of functions and of `functools.partial`. Stages of a run are addressed by their 
 import inspect
 import math
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from r1jax.deferred import (
@@ -410,3 +411,15 @@ def _lines(path: str, child: Child) -> list[str]:
         if below.value is not _MISSING:
             lines += _lines(f"{path}.{name}", below)
     return lines
+
+
+def by_path(lines: Iterable[str]) -> dict[str, str]:
+    """The settings in lines of `describe`: path -> what is printed there."""
+    pairs = (line.partition(": ") for line in lines if line)
+    return {path: value for path, _, value in pairs}
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a run's config.txt."""
+    # Not splitlines: a printed text may hold other line separators.
+    return file.read_text(encoding="utf-8").split("\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r1jax import metrics
+from r1jax.fields import by_path
 
 FILE = "manifest.json"
 PASSES = "passes: "  # begins the names of inputs that only the passes of a data set read
@@ -71,7 +72,7 @@ def same_or_fail(folder: Path, there: Entry, here: Entry) -> None:
     """
     free = () if there.done else (f"{there.name}.passes", PASSES)
     for kind, old, new in (
-        ("setting", _values(there.config), _values(here.config)),
+        ("setting", by_path(there.config), by_path(here.config)),
         ("input", dict(there.inputs), dict(here.inputs)),
     ):
         for name in sorted(old.keys() | new.keys()):
@@ -81,11 +82,6 @@ def same_or_fail(folder: Path, there: Entry, here: Entry) -> None:
                     f"{_short(old.get(name))} and is {_short(new.get(name))} now; "
                     f"use --out for a new folder"
                 )
-
-
-def _values(lines: Sequence[str]) -> dict[str, str]:
-    pairs = (line.partition(": ") for line in lines)
-    return {path: value for path, _, value in pairs}
 
 
 def _short(value: str | None) -> str:

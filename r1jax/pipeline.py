@@ -4,10 +4,9 @@ A stage is a function `(settings, inputs, out) -> None`. It leaves what it makes
 `checkpoints/<stage>` or `data/<stage>` in the run's folder. `RUNNERS` has one for each kind.
 """
 
-import hashlib
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ import jax
 from r1jax import (
     checkpoint,
     comparison,
-    config,
     dataset,
     manifest,
     metrics,
@@ -28,17 +26,17 @@ from r1jax import (
 )
 from r1jax.data import sources
 from r1jax.data import tokenizer as tokenizers
+from r1jax.inputs import digests, first_digest, other_weights
+from r1jax.local import Local
 from r1jax.loops import rl, supervised
 from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
-from r1jax.reward_model import RewardModel
+from r1jax.reward_model import RewardModel, opened
 from r1jax.rewards.pool import open_pool
-from r1jax.rewards.weighted import score_many
+from r1jax.rewards.weighted import known_accuracy, score_many
 from r1jax.settings import FIRST, Build, Built, Compare, Mesh, Sampled, Trained
 from r1jax.types import Params
-
-PIECE = 32 * 2**20  # bytes of each end of a file of weights that are looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +72,18 @@ def check(cfg: settings.Run) -> None:
         if isinstance(stage, Trained) and stage.teacher is not None:
             other_weights(stage.teacher)
         heads = [one.name for one in cfg.stages[:place] if getattr(one, "head", None) is not None]
-        for model in own_models(stage):
-            if model not in heads:
+        for model in settings.inside(stage, RewardModel):
+            if model.run is not None:
+                other_weights(model)
+            elif model.stage not in heads:
                 raise ValueError(
-                    f"stage {stage.name} needs the reward model {model!r}, which must be a stage "
-                    f"before it with a head: {', '.join(heads) or 'there is none'}"
+                    f"stage {stage.name} needs the reward model {model.stage!r}, which must be a "
+                    f"stage before it with a head: {', '.join(heads) or 'there is none'}"
                 )
-        if not any(settings.built(stage)):
+        for model in settings.inside(stage, Local):
+            if not Path(model.folder).is_dir():
+                raise ValueError(f"{stage.name}: no such folder: {model.folder}")
+        if not any(settings.inside(stage, Built)):
             check_stage(stage, tokenizer)
 
 
@@ -158,7 +161,7 @@ def one_stage(
         manifest.same_or_fail(folder, entries[name], here)
         if entries[name].done and not (last and damaged(cfg, folder, entries[name])):
             return
-    if waits := list(settings.built(cfg)):
+    if waits := list(settings.inside(cfg, Built)):
         for one in waits:
             whole_or_fail(name, one.stage, folder, entries)
         check_stage(stage, context.tokenizer)
@@ -187,9 +190,15 @@ def run_supervised(cfg: settings.Supervised, inputs: Inputs, out: Path) -> None:
 
 def run_reinforce(cfg: settings.Reinforce, inputs: Inputs, out: Path) -> None:
     """Trains with rewards; the checkpoints in `out` show how far it came."""
+    for model in settings.inside(cfg, RewardModel):
+        opened(model)  # here, because rewards are asked in threads, which must not load configs
     with open_pool(workers=cfg.reward_workers, seconds=cfg.reward_seconds) as pool:
-        reward = partial(score_many, cfg.reward, each=pool.map)
-        scorer = Scorer(reward=reward, each=pool.map)
+        scorer = Scorer(
+            reward=partial(score_many, cfg.reward, each=pool.map),
+            each=pool.map,
+            accuracy=known_accuracy(cfg.reward, cfg.task.accuracy),
+            given_up=lambda: {"reward_timeouts": pool.timeouts, "reward_crashes": pool.crashes},
+        )
         teacher = open_teacher(cfg.teacher, inputs.context)
         rl.train(cfg, inputs.context, inputs.load(), scorer=scorer, teacher=teacher)
 
@@ -423,109 +432,3 @@ def whole_or_fail(
         raise ValueError(
             f"stage {name} needs the rows of {needed}: {file} was changed after it was made"
         )
-
-
-# --------------------------------------------------------------------------- digests of inputs
-
-
-def digests(
-    cfg: settings.Stage,
-    weights: str,
-    entries: Mapping[str, manifest.Entry],
-    first: str,
-) -> dict[str, str]:
-    """The SHA-256 of all that a stage is made from, by name."""
-    found = {
-        f"rows of {one.stage}": entries[one.stage].output["sha256"] for one in settings.built(cfg)
-    }
-    if isinstance(cfg, Build) and isinstance(cfg.answers, Sampled) and cfg.answers.run:
-        found["weights of another run"] = sources.file_digest(other_weights(cfg.answers))
-    elif isinstance(cfg, Compare):
-        for one in cfg.models.values():
-            known = first if one == FIRST else entries[one].output["sha256"]
-            found[f"weights of {one}"] = known
-    elif not isinstance(cfg, Build) or isinstance(cfg.answers, Sampled):
-        known = first if weights == FIRST else entries[weights].output["sha256"]
-        found[f"weights of {weights}" if weights != FIRST else FIRST] = known
-    if isinstance(cfg, Trained) and cfg.teacher is not None:
-        found["weights of the teacher"] = sources.file_digest(other_weights(cfg.teacher))
-    for model in own_models(cfg):
-        found[f"reward model {model}"] = entries[model].output["sha256"]
-    for name, source in source_fields(cfg).items():
-        found[name] = sources.digest(source())
-    if isinstance(cfg, Build):
-        for file in files_in(cfg.passes):
-            found[f"{manifest.PASSES}{file}"] = sources.file_digest(file)
-    return found
-
-
-def own_models(cfg: settings.Stage) -> list[str]:
-    """The stages of the same run whose reward models a stage asks."""
-    found: list[str] = []
-
-    def look(one: Any) -> Any:
-        if isinstance(one, RewardModel) and one.run is None:
-            found.append(str(one.stage))
-        return one
-
-    changed(cfg, look)
-    return found
-
-
-def files_in(setting: Any) -> Iterator[Path]:
-    """The files that arguments of partials in a setting name: an evaluation set, say."""
-    if isinstance(setting, partial):
-        yield from files_in([*setting.args, *setting.keywords.values()])
-    elif isinstance(setting, Mapping):
-        yield from files_in(list(setting.values()))
-    elif isinstance(setting, list | tuple):
-        for item in setting:
-            yield from files_in(item)
-    elif isinstance(setting, str | Path) and Path(setting).is_file():
-        yield Path(setting)
-
-
-def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]:
-    """The sources of a stage that are no other stage's."""
-    if isinstance(cfg, settings.Reinforce):
-        found = {"task.train": cfg.task.train, "task.test": cfg.task.test}
-    else:
-        found = {"source": cfg.source}
-    return {name: source for name, source in found.items() if not any(settings.built(source))}
-
-
-def other_weights(answers: Sampled | settings.Teacher) -> Path:
-    """The sums of the newest checkpoint of another run, from which a stage samples or learns.
-
-    Raises:
-      ValueError: there is none.
-    """
-    assert answers.run is not None
-    folder = Path(answers.run)
-    spec, overrides = config.saved(folder)
-    stages = [stage.name for stage in config.check(spec, overrides).stages]
-    chosen = [answers.stage] if answers.stage else reversed(stages)
-    for name in chosen:
-        path = folder / "checkpoints" / name
-        if path.is_dir() and (steps := checkpoint.numbers(path)):
-            return path / str(steps[-1]) / checkpoint.SUMS
-    raise ValueError(f"{folder} has no checkpoint of {answers.stage or 'any stage'} to sample from")
-
-
-def first_digest(cfg: settings.Run) -> str:
-    """By which a run notices that the weights it begins with have changed.
-
-    Random weights follow from the settings. Of files, their names and sizes count and 32 MiB at
-    each end: to read all of a large model would take minutes at every start.
-    """
-    found = hashlib.sha256()
-    folder = Path(cfg.weights) if cfg.weights is not None else None
-    files = sorted(f for f in folder.iterdir() if f.is_file()) if folder else []
-    for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as opened:
-            found.update(opened.read(PIECE))
-            opened.seek(max(size - PIECE, 0))
-            found.update(opened.read(PIECE))
-    return found.hexdigest()

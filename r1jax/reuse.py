@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1jax import manifest, metrics
+from r1jax.fields import by_path, lines_of
 
 OWN = ("name", "stages", "mesh")  # may differ: they change nothing that a stage makes
 
@@ -24,8 +25,7 @@ def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:
     file = source / "config.txt"
     if not file.is_file():
         raise ValueError(f"{source} is no run folder: it has no config.txt")
-    # Not splitlines: a printed text may hold other line separators.
-    stages = same_stages(text, file.read_text(encoding="utf-8").split("\n"))
+    stages = same_stages(text, lines_of(file))
     entries = manifest.read(source)
     done = []
     for stage in stages:
@@ -56,7 +56,7 @@ def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:
 
 def same_stages(here: Sequence[str], there: Sequence[str]) -> list[str]:
     """The first stages that two runs, printed by `config.describe`, have in common."""
-    one, other = _settings(here), _settings(there)
+    one, other = by_path(here), by_path(there)
     names = [each["stages"].split(", ") for each in (one, other)]
     every = {*names[0], *names[1], *OWN}
 
@@ -74,8 +74,3 @@ def same_stages(here: Sequence[str], there: Sequence[str]) -> list[str]:
             break
         same.append(ours)
     return same
-
-
-def _settings(text: Sequence[str]) -> dict[str, str]:
-    pairs = (line.partition(": ") for line in text if line)
-    return {path: value for path, _, value in pairs}

@@ -8,7 +8,7 @@ and functions; no array and no part of JAX is needed to build, check or print th
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from r1jax.architecture import Attention as Attention
 from r1jax.architecture import Decoder as Decoder
@@ -23,6 +23,7 @@ from r1jax.schedules import Schedule, bounds
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+T = TypeVar("T")
 
 # --------------------------------------------------------------------------- machine
 
@@ -415,7 +416,7 @@ class Run:
             made = [one.name for one in before if isinstance(one, Build)]
             for wanted, known in (
                 *((one, [None, FIRST, *trained]) for one in named_weights(stage)),
-                *((one.stage, made) for one in built(stage)),
+                *((one.stage, made) for one in inside(stage, Built)),
             ):
                 if wanted not in known:
                     raise ValueError(
@@ -436,20 +437,20 @@ def named_weights(stage: Stage) -> Sequence[str | None]:
     return [answers.stage] if isinstance(answers, Sampled) and answers.run is None else []
 
 
-def built(value: Any) -> Iterator[Built]:
-    """Every `Built` in a setting: in records, in tuples and mappings, in arguments of a partial."""
-    if isinstance(value, Built):
+def inside(value: Any, kind: type[T]) -> Iterator[T]:
+    """Every `kind` in a setting: in records, in tuples and mappings, in arguments of a partial."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, partial):
-        yield from built(value.args)
-        yield from built(value.keywords)
+        yield from inside(value.args, kind)
+        yield from inside(value.keywords, kind)
     elif isinstance(value, Mapping):
-        yield from built(tuple(value.values()))
+        yield from inside(tuple(value.values()), kind)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from built(item)
+            yield from inside(item, kind)
     elif is_dataclass(value) and not isinstance(value, type):
-        yield from built([getattr(value, one.name) for one in fields(value)])
+        yield from inside([getattr(value, one.name) for one in fields(value)], kind)
 
 
 def _check_parts(model: Decoder, stage: Trained) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from r1jax.data import eval_sets
 from r1jax.rewards import code
 from r1jax.rewards.code import LIMITS, Verdict, accuracy, judge, passed_share
 from r1jax.rewards.sandbox import start
@@ -313,7 +314,7 @@ def humaneval() -> tuple[list[dict], list[str], list[str]]:
     """Rows, answers with their own solutions, and answers with broken ones."""
     with gzip.open(HUMANEVAL, "rt") as file:
         records = [json.loads(line) for line in file]
-    rows = [code.from_humaneval(record) for record in records]
+    rows = eval_sets.load("humaneval", HUMANEVAL)
     right = [fenced(record["prompt"] + record["canonical_solution"]) for record in records]
     return rows, right, [fenced(record["prompt"] + "    return None") for record in records]
 

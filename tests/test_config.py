@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from r1jax import config
+from r1jax import config, metrics
 from r1jax.config import ConfigError, check, describe, load, same_or_fail, save, saved, variants
 from r1jax.models import zoo
 from r1jax.settings import Reinforce, Supervised
@@ -537,11 +537,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(file, monkeypatch, capsys):
-    def full(path: Path, data: bytes) -> int:
+    def full(path: Path, data: bytes) -> None:
         path.touch()
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(metrics, "append", full)
     with pytest.raises(SystemExit) as caught:
         config.one_line_errors(save)(Path("a"), ["seed: 1"], "sample.py")
     assert caught.value.code == 2

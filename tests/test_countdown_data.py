@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 
@@ -14,7 +15,6 @@ from r1jax.data.countdown import (
     attempts_rows,
     rows,
     short_prompt,
-    solve,
     tiny_zero_prompt,
 )
 from r1jax.rewards.countdown import accuracy, observe
@@ -27,6 +27,27 @@ SETTINGS = [
     {"counts": (1, 2), "low": 0, "high": 30},
     {"counts": (4,), "low": 1, "high": 9, "operators": "+-*", "target_low": 10, "target_high": 50},
 ]
+
+
+def solve(numbers, target: int, operators: str = "+-*/") -> str | None:
+    """An expression that uses each number once and has this value, by trying all; None: none."""
+    return search([(Fraction(number), str(number)) for number in numbers], target, operators)
+
+
+def search(terms: list[tuple[Fraction, str]], target: int, operators: str) -> str | None:
+    if len(terms) == 1:
+        value, text = terms[0]
+        return text if value == target else None
+    for i, j in itertools.permutations(range(len(terms)), 2):
+        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
+        (a, left), (b, right) = terms[i], terms[j]
+        values = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else None}
+        for symbol in operators:
+            if (value := values[symbol]) is not None:
+                joined = (value, f"({left} {symbol} {right})")
+                if found := search([*rest, joined], target, operators):
+                    return found
+    return None
 
 
 def key(row) -> tuple:

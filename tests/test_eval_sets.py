@@ -159,7 +159,7 @@ def test_parquet_is_read_where_pyarrow_is(tmp_path: Path):
     made = eval_sets.load("countdown", tmp_path / "a.parquet")
     assert [(row["numbers"], row["target"]) for row in made] == [([1, 2, 3], 6), ([4, 5], 20)]
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match=r"b\.parquet: cannot be read"):
+    with pytest.raises(ValueError, match=r"b\.parquet: not a Parquet file"):
         records(tmp_path / "b.parquet")
 
 

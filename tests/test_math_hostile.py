@@ -63,6 +63,9 @@ def _formulas() -> Iterator[str]:
         yield "=".join(["x"] * (depth + 2))
         yield "1<" * depth + "x"
         yield "1 \\pm " * depth + "2"
+        yield "又" * depth
+        yield "一又" * depth + "一"
+        yield "一分之" * depth + "一"
     for digits in (500, 5_000, 200_000):
         yield "7" * digits
         yield "7" * digits + "." + "7" * digits

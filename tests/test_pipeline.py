@@ -1,5 +1,6 @@
 """A run of every kind of stage: to the end, killed in each of them, and with bad inputs."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,14 +16,18 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, dataset, manifest, pipeline
+from r1jax import config, dataset, inputs, manifest, pipeline
 from r1jax.data import countdown, passes
 from r1jax.data.sources import jsonl
-from r1jax.settings import Build, Built, Run, Supervised
+from r1jax.local import Local, ask
+from r1jax.reward_model import RewardModel, scores
+from r1jax.rewards.weighted import Batched, weighted
+from r1jax.settings import Build, Built, Engine, Reinforce, Run, Supervised
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_name("pipeline_config.py")
 DRIVER = Path(__file__).with_name("pipeline_driver.py")
+ENGINE = Engine(max_prompt=8, max_new=16, slots=4)
 STAGES = ["base", "sampled", "sft", "chosen", "judge", "rl", "table"]
 
 
@@ -169,8 +174,8 @@ def settings_of(run: Run, **changes: Any) -> Run:
 
 def go_on(out: Path, run: Run | None = None) -> None:
     """What the train command does once the config is found to be the folder's."""
-    run = run or config.load(str(CONFIG))
-    pipeline.run(run, out, text=config.describe(run), stopping=lambda: False)
+    text = config.describe(run or config.check(str(CONFIG)))
+    pipeline.run(run or config.load(str(CONFIG)), out, text=text, stopping=lambda: False)
 
 
 def undone(out: Path, *names: str) -> None:
@@ -236,7 +241,62 @@ def test_a_file_that_a_pass_reads_is_an_input(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
     file.write_text("{}\n")
     against = partial(len, [partial(jsonl, file), partial(jsonl, tmp_path / "none")])
-    assert list(pipeline.files_in({"contaminated": against})) == [file]
+    asked = {"contaminated": against, "judged": {"rubric": "Is it right? " * 99}}
+    assert list(inputs.files_in(asked)) == [file]
+
+
+def helpful(run: Path, stage: str | None) -> Batched:
+    model = RewardModel(run=str(run), stage=stage)
+    return Batched(partial(scores, model=model, prompt=countdown.short_prompt))
+
+
+def test_the_weights_of_a_reward_model_are_an_input(small_run: Path) -> None:
+    run = config.load(str(CONFIG))
+    entries = {
+        name: manifest.Entry(name=name, config=[], inputs={}, output={"sha256": name})
+        for name in STAGES
+    }
+    base, rl = (
+        hashlib.sha256((small_run / "checkpoints" / name / "SHA256SUMS").read_bytes()).hexdigest()
+        for name in ("base/1", "rl/3")
+    )
+    assert base != rl
+    plain = run.stages[5]
+    assert isinstance(plain, Reinforce)
+    reward = weighted(right=(1.0, plain.reward), helpful=(0.5, helpful(small_run, "base")))
+    asking = replace(plain, reward=reward)
+    found = inputs.digests(asking, "sft", entries, "")
+    named = f"weights of reward model {small_run}"
+    assert found == {
+        **inputs.digests(plain, "sft", entries, ""),
+        f"{named}, stage base": base,
+    }
+    judged = partial(passes.keep_judged, reward=helpful(small_run, None), least=0)
+    chosen = settings_of(run, chosen={"passes": {"judged": judged}}).stages[3]
+    found = inputs.digests(chosen, "sft", entries, "")
+    assert found == {"rows of sampled": "sampled", f"passes: {named}": rl}  # the last there is
+
+
+def test_a_judges_weights_are_an_input(tmp_path: Path) -> None:
+    for size in (1, 2):
+        (tmp_path / "model.safetensors").write_bytes(b"1" * size)
+        reward = Batched(partial(ask, model=Local(folder=str(tmp_path), engine=ENGINE)))
+        (found,) = inputs.of_models({"judge": (1.0, reward)}).items()
+        content = b"model.safetensors %d\n" % size + 2 * b"1" * size
+        assert found == (f"weights of judge {tmp_path}", hashlib.sha256(content).hexdigest())
+
+
+def test_a_reward_model_or_a_judge_that_is_not_there_is_found_before_the_run(
+    tmp_path: Path,
+) -> None:
+    run = config.load(str(CONFIG))
+    judge = Batched(partial(ask, model=Local(folder=str(tmp_path / "none"), engine=ENGINE)))
+    for reward, message in (
+        (helpful(tmp_path, None), f"{tmp_path} is no run folder"),
+        (judge, f"rl: no such folder: {tmp_path / 'none'}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline.check(settings_of(run, rl={"reward": reward}))
 
 
 def test_a_missing_or_changed_input_is_one_line_that_names_both_stages(copy: Path) -> None:

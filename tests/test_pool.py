@@ -12,7 +12,7 @@ import pytest
 from r1jax.rewards.countdown import accuracy
 from r1jax.rewards.format import think_answer
 from r1jax.rewards.pool import Pool, open_pool
-from r1jax.rewards.weighted import Batched, score, score_many, weighted
+from r1jax.rewards.weighted import Batched, Weighted, score, score_many, weighted
 
 ROW = {"numbers": [7, 5, 3], "target": 9}
 RIGHT = "<think> try </think> <answer> 7 + 5 - 3 </answer>"
@@ -285,7 +285,10 @@ def lengths(rows, answers):
 def test_a_rollout_scores_as_its_answers_do_one_by_one(reward, workers: int):
     answers = [RIGHT, "", "<answer>7+5-3</answer>", "no"]
     rows = [ROW] * len(answers)
-    expected = [score(reward, row, answer) for row, answer in zip(rows, answers, strict=True)]
+    expected = []
+    for row, answer in zip(rows, answers, strict=True):
+        parts = reward.parts(row, answer) if isinstance(reward, Weighted) else {}
+        expected.append((reward(row, answer), parts))
     with open_pool(workers=workers) as pool:
         assert score_many(reward, rows, answers, each=pool.map) == expected
     assert score_many(reward, rows, answers) == expected

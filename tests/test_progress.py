@@ -1,4 +1,4 @@
-"""r1jax.metrics.progress: a live display on a terminal, plain lines elsewhere."""
+"""r1jax.progress: a live display on a terminal, plain lines elsewhere."""
 
 import io
 import math
@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from r1jax import metrics
+from r1jax import progress
 
 
 class Clock:
@@ -35,7 +35,7 @@ TEST = {"test/accuracy": 0.375, "test/accuracy_low": 0.313, "test/accuracy_high"
 
 def test_where_there_is_no_terminal_each_step_is_a_plain_line():
     clock, stream = Clock(), io.StringIO()
-    with metrics.progress(100, stage="rl", stream=stream, clock=clock) as show:
+    with progress.progress(100, stage="rl", stream=stream, clock=clock) as show:
         show(0, TEST)
         for step in (1, 2, 3):
             clock.now += 50 if step == 1 else 2  # the first step compiles
@@ -52,7 +52,7 @@ def test_where_there_is_no_terminal_each_step_is_a_plain_line():
 
 def test_the_pace_of_a_resumed_stage_is_that_of_its_own_steps():
     clock, stream = Clock(), io.StringIO()
-    with metrics.progress(1000, stage="rl", start=900, stream=stream, clock=clock) as show:
+    with progress.progress(1000, stage="rl", start=900, stream=stream, clock=clock) as show:
         for step in (901, 902, 1000):
             clock.now += 1
             show(step, {"loss": 0.0})
@@ -62,7 +62,7 @@ def test_the_pace_of_a_resumed_stage_is_that_of_its_own_steps():
 
 def test_a_warning_is_printed_once_while_it_lasts_and_again_when_it_returns():
     stream = io.StringIO()
-    with metrics.progress(9, stage="rl", stream=stream, clock=Clock()) as show:
+    with progress.progress(9, stage="rl", stream=stream, clock=Clock()) as show:
         for step, warnings in enumerate(([], ["bad"], ["bad", "worse"], [], ["bad"]), 1):
             show(step, {"loss": 0.0}, warnings)
             show(step, TEST)  # an evaluation says nothing about warnings
@@ -78,7 +78,7 @@ def test_plain_lines_are_flushed_one_by_one_and_are_ascii():
             self.flushed = self.getvalue()
 
     stream = Stream()
-    with metrics.progress(9, stage="rl", stream=stream) as show:
+    with progress.progress(9, stage="rl", stream=stream) as show:
         show(1, {"loss": math.nan}, ["entropy \u2264 0.02 \x1b[31m"])
         assert stream.flushed.count("\n") == 2
     assert stream.flushed.isascii()
@@ -93,7 +93,7 @@ def test_a_terminal_gets_a_live_display(monkeypatch: pytest.MonkeyPatch):
     assert "\x1b[?25h" in text  # and gives it back
     for part in ("step 2 of 4", "reward", "0.500", "40.0%", "12,400", "9,800", "tokens/s"):
         assert part in text
-    for part in ("37.5%", "[31.3%, 43.0%] at step 2; 10.0% at step 0", "answers are cut off"):
+    for part in ("37.5%", "[31.3%, 43.0%] at step 2; 10.0% at step 0", "[b] is cut off"):
         assert part in text
 
 
@@ -122,11 +122,11 @@ def in_terminal() -> str:
     reader.start()
     with (
         open(slave, "w", encoding="utf-8") as stream,
-        metrics.progress(4, stage="rl", stream=stream) as show,
+        progress.progress(4, stage="rl", stream=stream) as show,
     ):
         show(0, {"test/accuracy": 0.1})
         show(1, STEP)
-        show(2, STEP, ["answers are cut off"])
+        show(2, STEP, ["[b] is cut off"])
         show(2, TEST)
     reader.join(10)
     os.close(master)
@@ -145,12 +145,12 @@ def in_terminal() -> str:
     ],
 )
 def test_durations_are_written_for_people(seconds: float, text: str):
-    assert metrics.duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_a_sparkline_shows_the_course_of_all_values():
-    assert metrics.sparkline([]) == ""
-    assert metrics.sparkline([5.0, 5.0]) == "▁▁"
-    assert metrics.sparkline([0.0, math.nan, 7.0, 3.0]) == "▁█▄"
-    ramp = metrics.sparkline(list(range(2400)))
-    assert len(ramp) == 24 and sorted(ramp) == list(ramp) and {*ramp} == {*metrics.SPARK}
+    assert progress.sparkline([]) == ""
+    assert progress.sparkline([5.0, 5.0]) == "▁▁"
+    assert progress.sparkline([0.0, math.nan, 7.0, 3.0]) == "▁█▄"
+    ramp = progress.sparkline(list(range(2400)))
+    assert len(ramp) == 24 and sorted(ramp) == list(ramp) and {*ramp} == {*progress.SPARK}

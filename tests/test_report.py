@@ -197,7 +197,7 @@ def stands_alone(page: str) -> None:
         assert "url(" not in (value or "")
     style = page[page.index("<style>") : page.index("</style>")]
     assert "url(" not in style and "@import" not in style
-    assert "nan" not in re.findall(r'(?:\sd|cx|cy|x|y|width)="([^"]*nan[^"]*)"', page)
+    assert re.findall(r'\s(?:d|cx|cy|x|y|width)="[^"]*(?:nan|inf)[^"]*"', page) == []
 
 
 def figure(page: str, title: str) -> str:
@@ -384,6 +384,29 @@ def test_one_evaluation_is_no_change(tmp_path: Path):
     page = report.build(tmp_path)
     stands_alone(page)
     assert "Held-out accuracy 25.0% at step 0 95% interval [20.0%, 30.0%]" in text_of(page)
+
+
+def test_an_evaluation_without_a_verdict_is_no_result(tmp_path: Path):
+    writer = metrics.open_writer(tmp_path)
+    names = ("test/accuracy", "test/accuracy_low", "test/accuracy_high")
+    writer.write("rl", 0, dict.fromkeys(names, math.nan) | {"test/length": 3.0})
+    assert "A run without rewards or losses" in text_of(report.build(tmp_path))
+    writer.write("rl", 5, dict(zip(names, (0.25, 0.2, 0.3), strict=True)))
+    page = report.build(tmp_path)
+    stands_alone(page)
+    assert "Held-out accuracy 25.0% at step 5 95% interval [20.0%, 30.0%]" in text_of(page)
+
+
+def test_what_goes_wrong_with_scoring_is_drawn_where_it_happens(tmp_path: Path):
+    writer = metrics.open_writer(tmp_path)
+    fine = {"reward": 0.5, "unjudged": 0.0, "reward_timeouts": 0.0, "reward_crashes": 0.0}
+    for step in (1, 2):
+        writer.write("rl", step, fine)
+    assert not re.search("Without a verdict|given up|Unjudged", report.build(tmp_path))
+    writer.write("rl", 3, fine | {"unjudged": 0.125, "reward_timeouts": 2.0})
+    page = report.build(tmp_path)
+    assert "12.5%" in figure(page, "<b>Without a verdict</b>")
+    assert "late 2.00" in figure(page, "<b>Scoring given up</b>")
 
 
 def test_values_that_are_not_finite_or_enormous_leave_the_others_readable(tmp_path: Path):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, metrics, schedules, settings, sharding
+from r1jax import config, metrics, monitors, schedules, settings, sharding
 from r1jax.algos.losses import policy_loss
 from r1jax.algos.selection import has_signal
 from r1jax.data.tokenizer import tiny
@@ -19,7 +19,7 @@ from r1jax.loops.step import make_objective, make_update
 from r1jax.models import decoder
 from r1jax.rewards import length, prose
 from r1jax.rewards.pool import open_pool
-from r1jax.rewards.weighted import score_many, weighted
+from r1jax.rewards.weighted import known_accuracy, score_many, weighted
 from r1jax.state import adamw, init_state
 from r1jax.types import Batch, Rollout
 
@@ -169,6 +169,72 @@ def test_workers_score_as_this_process_does(context: Context) -> None:
     np.testing.assert_array_equal(found.reward, expected.reward)
     assert (found.accuracy, found.seen) == (expected.accuracy, expected.seen)
     assert found.reward.tolist() == [1, 1, 1, 2, 1, 3]
+
+
+def unknown(row: settings.Row, answer: str) -> None:
+    return None
+
+
+def test_where_no_answer_can_be_judged_no_mean_is_made_up(context: Context) -> None:
+    scorer = dataclasses.replace(SCORER, reward=partial(score_many, unknown))
+    task = dataclasses.replace(CFG.task, accuracy=unknown, observe=None)
+    cfg = dataclasses.replace(CFG, prompts=2, task=task)
+    row = lambda i: {"number": i, "second": 2}  # noqa: E731
+    found = rl.collect_answers(cfg, context, None, row, one_word, scorer, step=1)
+    values = rl.summary(cfg, found.rollout, found.scored)
+    assert values["unjudged"] == 1 and values["cut"] == 0
+    for name in ("reward", "equal_groups", "accuracy"):
+        assert np.isnan(values[name]), name
+    (said,) = monitors.warnings([values] * monitors.STEPS)
+    assert "no answer could be judged" in said
+
+
+def test_an_answer_without_a_verdict_has_no_part_in_the_means(context: Context) -> None:
+    rows = [{"number": i, "second": 2} for i in range(3)]
+    rollout = one_word(None, rows, None, None)
+    reward = np.asarray([0.5, np.nan, 1.0, 0.0, np.nan, np.nan], np.float32)
+    scored = rl.score_answers(CFG.task, context.tokenizer, rollout, rows, SCORER)
+    scored = dataclasses.replace(scored, reward=reward)
+    values = rl.summary(dataclasses.replace(CFG, group=2), rollout, scored)
+    # The first group is equal, the second is not, the third has no verdict.
+    found = [values[name] for name in ("reward", "unjudged", "equal_groups")]
+    assert found == [0.5, 0.5, 0.5]
+
+
+def test_an_accuracy_that_the_reward_holds_is_not_computed_again(context: Context) -> None:
+    asked = []
+
+    def right(row: settings.Row, answer: str) -> float | None:
+        asked.append(answer)
+        return None if row["num_tokens"] == 3 else float(row["num_tokens"] > 1)
+
+    rows = [{"second": n, "number": n} for n in (2, 3)]
+    rollout = one_word(None, rows, None, None)
+    task = dataclasses.replace(CFG.task, accuracy=right, observe=None)
+    for reward in (right, weighted(length=(0.5, long), right=(2.0, right))):
+        asked.clear()
+        read = known_accuracy(reward, right)
+        assert read is not None
+        scorer = dataclasses.replace(SCORER, reward=partial(score_many, reward), accuracy=read)
+        found = rl.score_answers(task, context.tokenizer, rollout, rows, scorer)
+        assert found.accuracy == [0.0, 1.0, 0.0, None] and len(asked) == 4
+    assert known_accuracy(weighted(length=(1.0, long)), right) is None
+    assert known_accuracy(long, right) is None
+
+
+def test_values_that_were_given_up_are_counted_for_each_step(context: Context) -> None:
+    lost = {"reward_timeouts": 5, "reward_crashes": 0}
+
+    def reward(rows: Any, answers: Any) -> Any:
+        lost["reward_timeouts"] += 2
+        return score_many(long, rows, answers)
+
+    scorer = dataclasses.replace(SCORER, reward=reward, given_up=lambda: dict(lost))
+    task = dataclasses.replace(CFG.task, accuracy=long, observe=None)
+    cfg = dataclasses.replace(CFG, prompts=2, task=task)
+    row = lambda i: {"number": i, "second": 2}  # noqa: E731
+    found = rl.collect_answers(cfg, context, None, row, one_word, scorer, step=1)
+    assert found.values["reward_timeouts"] == 2 and found.values["reward_crashes"] == 0
 
 
 def test_a_scheduled_number_reaches_the_loss_and_compiles_nothing_anew() -> None:

@@ -76,7 +76,11 @@ def test_a_step_ends_with_the_token_that_holds_its_text(model: restore.Restored)
         assert path.text == model.tokenizer.decode(path.tokens, skip_special_tokens=True)
     # The same again; and what comes of a problem does not depend on the others.
     assert sample(roots, samples=8, turn=0, until="1") == groups
-    assert sample(roots[1:], samples=8, turn=0, until="1") == groups[1:]
+    others = [path for group in sample(roots[1:], samples=8, turn=0, until="1") for path in group]
+    alone = [path for group in groups[1:] for path in group]
+    # XLA may round a row of a batch of another size otherwise, in the last bit.
+    assert [replace(p, logp=0.0) for p in others] == [replace(p, logp=0.0) for p in alone]
+    np.testing.assert_allclose([p.logp for p in others], [p.logp for p in alone], rtol=1e-6)
     assert sample(roots, samples=8, turn=1, until="1") != groups
 
 

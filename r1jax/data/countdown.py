@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import combinations
 from typing import Any, Literal
 
 from r1jax.data.sources import LazyRows
@@ -86,14 +85,6 @@ def rows(
     if split == "test":
         return _different(spec, num, seed)
     raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-
-
-def solve(numbers: Sequence[int], target: int, operators: str = "+-*/") -> str | None:
-    """An expression that uses each number once and has the value `target`, or None if none has.
-
-    Searches them all: exact, and slow beyond five numbers.
-    """
-    return _search([(number, str(number)) for number in numbers], target, operators)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,23 +187,6 @@ def _join(left: int | Fraction, symbol: str, right: int | Fraction) -> int | Fra
     else:
         value = Fraction(left) / right
     return value.numerator if value.denominator == 1 else value
-
-
-def _search(terms: list[tuple[int | Fraction, str]], target: int, operators: str) -> str | None:
-    if len(terms) == 1:
-        value, text = terms[0]
-        return text if value == target else None
-    for i, j in combinations(range(len(terms)), 2):
-        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
-        for (a, left), (b, right) in ((terms[i], terms[j]), (terms[j], terms[i])):
-            for symbol in operators:
-                value = _join(a, symbol, b)
-                if value is None:
-                    continue
-                found = _search([*rest, (value, f"({left} {symbol} {right})")], target, operators)
-                if found is not None:
-                    return found
-    return None
 
 
 def _below(rng: random.Random, count: int) -> int:

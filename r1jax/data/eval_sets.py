@@ -113,7 +113,7 @@ def _olympiad(fields: Mapping[str, Any]) -> Row:
 
 
 def _humaneval(fields: Mapping[str, Any]) -> Row:
-    # As `r1jax.rewards.code.from_humaneval`: the prompt has the imports and helper functions.
+    """The prompt is the setup too: program and tests use its imports and helper functions."""
     prompt = _text(fields, "question")
     return {
         "question": prompt,

@@ -2,13 +2,12 @@
 
 import csv
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1jax.data.sources import parquet
+from r1jax.data.sources import parquet, parse_line
 
 Record = dict[str, Any]
 
@@ -50,19 +49,8 @@ def _jsonl_gz(path: Path) -> list[Record]:
 
 
 def _json_lines(path: Path, data: bytes) -> list[Record]:
-    # Not splitlines: JSON texts may hold other line separators.
-    found = []
-    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON that can be read ({error})") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}:{number}: need a JSON object, got {type(record).__name__}")
-        found.append(record)
-    return found
+    lines = enumerate(data.split(b"\n"), start=1)
+    return [parse_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
 def _csv(path: Path) -> list[Record]:

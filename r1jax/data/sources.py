@@ -48,7 +48,7 @@ def jsonl(path: str | os.PathLike[str], need: Sequence[str] = ()) -> LazyRows:
     starts = array("Q")
     try:
         for number, start, line in _lines(path):
-            row = _parse(line, f"{path}:{number}")
+            row = parse_line(line, f"{path}:{number}")
             missing = [field for field in need if field not in row]
             if missing:
                 raise ValueError(
@@ -171,10 +171,15 @@ def _read(path: Path, starts: array, index: int) -> dict[str, Any]:
     # A handle of its own for each read: a shared one would be moved by other threads.
     with path.open("rb") as file:
         file.seek(starts[index])
-        return _parse(file.readline(), f"{path}: changed since it was opened: row {index}")
+        return parse_line(file.readline(), f"{path}: changed since it was opened: row {index}")
 
 
-def _parse(line: bytes, place: str) -> dict[str, Any]:
+def parse_line(line: bytes, place: str) -> dict[str, Any]:
+    """The JSON object that a line of JSONL holds.
+
+    Raises:
+      ValueError: it holds none; `place` says where the line is.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -1,6 +1,7 @@
 """Reinforcement learning: sample answers, score them, turn rewards into advantages, update."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,12 +20,14 @@ from r1jax.loops.scoring import (
     Collected,
     Scored,
     answer_means,
+    given_up_since,
     keep_groups,
     log_samples,
     means,
     score_answers,
     together,
 )
+from r1jax.progress import progress
 from r1jax.rollout.answers import concatenate, encode_prompts, stop_tokens, take, to_host
 from r1jax.rollout.engine import make_engine
 from r1jax.types import Limits, Params, Rollout
@@ -51,7 +54,7 @@ def train(
 
     with (
         resumed(context, cfg, fresh, best="test/accuracy") as (store, state, done),
-        metrics.progress(cfg.steps, stage=cfg.name, start=done) as show,
+        progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
         if done == 0:
             measured = evaluate(state.params, 0)
@@ -180,6 +183,7 @@ def collect_answers(
     """
     kept_rows, rollouts, found = [], [], []
     scorer = schedules.resolve(scorer, step)  # weights of rewards may change
+    before = scorer.given_up()
     timed = {"sample": 0.0, "score": 0.0}
     tokens, asked = 0, 0
     for turn in range(cfg.rounds):
@@ -213,6 +217,7 @@ def collect_answers(
         "time/score": timed["score"],
         "time/rollout_tokens_per_s": tokens / timed["sample"],
         "kept": len(kept_rows) / asked,
+        **given_up_since(before, scorer),
     }
     return Collected(
         rows=kept_rows, rollout=concatenate(rollouts), scored=together(found), values=values
@@ -220,12 +225,18 @@ def collect_answers(
 
 
 def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[str, float]:
-    """Means over a rollout's answers. What an answer could not be judged on is left out."""
-    groups = scored.reward.reshape(-1, cfg.group)
+    """Means over a rollout's answers. What an answer could not be judged on is left out.
+
+    The reward, and the share of groups whose rewards are all equal, are nan where no answer could
+    be judged.
+    """
+    judged = [group[~np.isnan(group)] for group in scored.reward.reshape(-1, cfg.group)]
+    rewards = np.concatenate(judged)
+    equal = [bool(np.all(group == group[0])) for group in judged if len(group)]
     values = {
-        "reward": float(np.nanmean(scored.reward)) if not np.isnan(groups).all() else 0.0,
-        "unjudged": float(np.isnan(scored.reward).mean()),
-        "equal_groups": float(np.mean(np.nanmax(groups, 1) == np.nanmin(groups, 1))),
+        "reward": float(np.mean(rewards)) if len(rewards) else math.nan,
+        "unjudged": 1 - len(rewards) / len(scored.reward),
+        "equal_groups": float(np.mean(equal)) if equal else math.nan,
         "decode_steps": float(rollout.decode_steps),
         "slots_busy": float(rollout.answer_length.sum() / rollout.slot_steps),
         **answer_means(rollout, scored),
@@ -254,13 +265,14 @@ def make_evaluation(
     def evaluate(params: Params, step: int) -> dict[str, float]:
         began = time.monotonic()
         rollout = to_host(sample(params, rows, range(len(rows)), key))
-        now = schedules.resolve(scorer, max(step, 1))
+        now, before = schedules.resolve(scorer, max(step, 1)), scorer.given_up()
         scored = score_answers(cfg.task, context.tokenizer, rollout, rows, now)
         found = Collected(rows=list(rows), rollout=rollout, scored=scored)
         log_samples(cfg, context.writer, found, step=step, split="test", count=len(rows))
         right = [a for a in scored.accuracy if a is not None]
-        low, high = metrics.bootstrap_interval(right) if right else (0.0, 0.0)
+        low, high = metrics.bootstrap_interval(right) if right else (math.nan, math.nan)
         values = {**answer_means(rollout, scored), "accuracy_low": low, "accuracy_high": high}
+        values |= given_up_since(before, scorer)
         values = {f"test/{name}": value for name, value in values.items()}
         return values | {"time/evaluate": time.monotonic() - began}
 

@@ -16,6 +16,7 @@ from r1jax.types import TrainState
 
 Rows = Sequence[settings.Row]
 Answers = Sequence[str]
+Judged = tuple[float | None, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,14 @@ class Scorer:
     """How answers are judged; answer i is to rows[i]. None: it could not be.
 
     `reward` gives each answer's reward and the parts it is made of; `each(function, rows, answers)`
-    gives the function's value for each.
+    gives the function's value for each. `accuracy` reads the task's accuracy off the first; None:
+    it is not in it. `given_up` counts, by why, the values that were given up so far.
     """
 
-    reward: Callable[[Rows, Answers], Sequence[tuple[float | None, Mapping[str, float]]]]
+    reward: Callable[[Rows, Answers], Sequence[Judged]]
     each: Callable[[Callable[..., Any], Rows, Answers], Sequence[Any]]
+    accuracy: Callable[[Judged], float | None] | None = None
+    given_up: Callable[[], Mapping[str, int]] = dict
 
 
 class Stopped(Exception):

@@ -1,5 +1,6 @@
 """What the host finds out about answers: rewards, accuracy, and what is worth logging."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,12 +56,16 @@ def score_answers(
         for length in group
     ]
     judged = scorer.reward(every, answers)
+    if scorer.accuracy is None:
+        accuracy = list(scorer.each(task.accuracy, every, answers))
+    else:
+        accuracy = [scorer.accuracy(one) for one in judged]
     seen = scorer.each(task.observe, every, answers) if task.observe else [None] * len(answers)
     return Scored(
         answers=answers,
         reward=np.asarray([np.nan if r is None else r for r, _ in judged], np.float32),
         parts=[parts for _, parts in judged],
-        accuracy=list(scorer.each(task.accuracy, every, answers)),
+        accuracy=accuracy,
         seen=[{} if found is None else found for found in seen],
     )
 
@@ -89,14 +94,22 @@ def together(found: Sequence[Scored]) -> Scored:
 
 
 def answer_means(rollout: Rollout, scored: Scored) -> dict[str, float]:
-    """Accuracy, length, share cut off, and what was observed, each a mean over the answers."""
+    """Accuracy, length, share cut off, and what was observed, each a mean over the answers.
+
+    An answer that could not be judged has no part in the accuracy, which is nan if none could.
+    """
     right = [a for a in scored.accuracy if a is not None]
     return {
-        "accuracy": float(np.mean(right)) if right else 0.0,
+        "accuracy": float(np.mean(right)) if right else math.nan,
         "length": float(rollout.answer_length.mean()),
         "cut": float(1 - rollout.finished.mean()),
         **means(scored.seen),
     }
+
+
+def given_up_since(before: Mapping[str, int], scorer: Scorer) -> dict[str, float]:
+    """How many values were given up since `before`, by why."""
+    return {name: float(count - before[name]) for name, count in scorer.given_up().items()}
 
 
 def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:

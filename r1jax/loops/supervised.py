@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import metrics, settings, sharding
+from r1jax import settings, sharding
 from r1jax.data import labelled
 from r1jax.data.packing import Stream, packed_batches
 from r1jax.loops import auxiliary, objectives
 from r1jax.loops.batches import cut
 from r1jax.loops.run import Context, check_finite, end_step, resumed, stream_key, to_floats
 from r1jax.loops.step import make_logp, make_update
+from r1jax.progress import progress
 from r1jax.state import init_state, last_learning_rate
 from r1jax.types import Batch, Params, TrainState
 
@@ -48,7 +49,7 @@ def train(
     fresh = init_state(with_head(cfg, context, params), optimizer, reference=cfg.reference)
     with (
         resumed(context, cfg, fresh) as (store, state, done),
-        metrics.progress(cfg.steps, stage=cfg.name, start=done) as show,
+        progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
         began, tokens = time.monotonic(), 0.0
         for step in range(done + 1, cfg.steps + 1):

@@ -210,7 +210,7 @@ def _finite(line: Series) -> Series:
     return replace(
         line,
         points=[point for point in line.points if abs(point[1]) < LARGEST],
-        band=[edge for edge in line.band if max(map(abs, edge)) < LARGEST],
+        band=[edge for edge in line.band if all(abs(end) < LARGEST for end in edge)],
     )
 
 

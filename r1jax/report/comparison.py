@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from html import escape
 
-from r1jax.metrics import duration
+from r1jax.progress import duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS
-from r1jax.report.data import Row, RunData, costs, evaluations, unfinished
+from r1jax.report.data import RunData, costs, evaluations, interval, unfinished
 
 
 def comparison(runs: Sequence[RunData]) -> str:
@@ -60,7 +60,7 @@ def _results(run: RunData) -> list[str]:
             return ""
         return f"{first[name]:{form}} → {last[name]:{form}}"
 
-    intervals = [_interval(row) for row in (first, last)]
+    intervals = [interval(row) for row in (first, last)]
     points = (last["test/accuracy"] - first["test/accuracy"]) * 100
     return [
         change("test/accuracy", ".1%"),
@@ -70,12 +70,6 @@ def _results(run: RunData) -> list[str]:
         change("test/length", ".1f"),
         time,
     ]
-
-
-def _interval(row: Row) -> str:
-    if "test/accuracy_low" not in row or "test/accuracy_high" not in row:
-        return ""
-    return f"[{row['test/accuracy_low']:.1%}, {row['test/accuracy_high']:.1%}]"
 
 
 def _differences(runs: Sequence[RunData], names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from r1jax.monitors import GAP_LIMIT
 from r1jax.report.charts import NUM_COLOURS, Axis, Series, line_chart
 from r1jax.report.data import Row
 
-SHARE, WHOLE = Axis(share=True), Axis(share=True, whole=True)
+SHARE, WHOLE, AROUND = Axis(share=True), Axis(share=True, whole=True), Axis(zero=False)
 
 
 class Spec(NamedTuple):
@@ -23,6 +23,12 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
     "What is learned": (
         Spec("Accuracy", "share of answers that are right", {"accuracy": ""}, WHOLE),
         Spec("Reward", "mean over a rollout's answers", {"reward": ""}),
+        Spec("Without a verdict", "share of answers", {"unjudged": ""}, SHARE),
+        Spec(
+            "Scoring given up",
+            "values that took too long, or crashed",
+            {"reward_timeouts": "late", "reward_crashes": "crashed"},
+        ),
     ),
     "How the answers change": (
         Spec("Answer length", "tokens", {"length": ""}),
@@ -43,8 +49,9 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
         ),
     ),
     "The optimisation": (
-        Spec("Loss", "", {"loss": ""}, Axis(zero=False)),
+        Spec("Loss", "", {"loss": ""}, AROUND),
         Spec("KL", "from the reference model, nats a token", {"kl": ""}),
+        Spec("KL of the update", "from the policy before it, nats a token", {"kl_old": ""}),
         Spec("Entropy", "nats a token", {"entropy": ""}),
         Spec(
             "Groups without contrast",
@@ -52,12 +59,14 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
             {"equal_groups": ""},
             WHOLE,
         ),
+        Spec("Prompts kept", "share of those that were asked", {"kept": ""}, WHOLE),
         Spec(
             "Log-prob gap",
             "sampler against trainer, largest, nats",
             {"gap": ""},
             Axis(log=True, limit=GAP_LIMIT),
         ),
+        Spec("Ratio", "of new to old probability, mean over tokens", {"ratio": ""}, AROUND),
         Spec("Clipped", "share of tokens", {"clipped": ""}, SHARE),
         Spec("Gradient norm", "before clipping", {"grad_norm": ""}),
         Spec("Learning rate", "", {"learning_rate": ""}),
@@ -90,6 +99,8 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
             {"time/rollout_tokens_per_s": "rollout", "time/update_tokens_per_s": "update"},
         ),
         Spec("Time", "seconds a step", {"time/step": ""}),
+        Spec("Slots in use", "share, mean over a rollout's steps", {"slots_busy": ""}, WHOLE),
+        Spec("Decoding steps", "in a rollout", {"decode_steps": ""}),
     ),
 }
 # Shown within another chart, or said elsewhere.
@@ -97,11 +108,16 @@ HIDDEN = {
     *("stage", "step", "give_ups", "accuracy_low", "accuracy_high"),
     *("critic/learning_rate", "critic/value", "critic/value_clipped"),
 }
+# Drawn only where they are not 0 all along.
+FAULTS = {"unjudged", "reward_timeouts", "reward_crashes"}
 
 
 def sections(rows: Iterable[Row]) -> Iterator[tuple[str, list[Spec]]]:
     """The charts that `rows` have data for, by heading; unknown metrics come last, by name."""
-    names = sorted({name.removeprefix("test/") for row in rows for name in row} - HIDDEN)
+    rows = list(rows)
+    names = {name.removeprefix("test/") for row in rows for name in row} - HIDDEN
+    faults = {name for row in rows for name in FAULTS if row.get(name) or row.get(f"test/{name}")}
+    names = sorted(names - (FAULTS - faults))
     parts = {name: name.removeprefix("reward/") for name in names if name.startswith("reward/")}
     known = set(parts)
     for heading, specs in CHARTS.items():

@@ -1,6 +1,7 @@
 """What a run's folder holds, and what follows from it: evaluations, cost, answers."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1jax import metrics
+from r1jax.fields import by_path, lines_of
 from r1jax.metrics import ELAPSED
 
 Row = Mapping[str, Any]
@@ -38,12 +40,11 @@ def load(folder: str | Path) -> RunData:
         raise ValueError(f"{folder} is no run folder: it has no {metrics.METRICS}")
     rows = metrics.read(folder)
     config = folder / "config.txt"
-    lines = config.read_text(encoding="utf-8").splitlines() if config.is_file() else []
     return RunData(
         folder=folder,
         name=folder.resolve().name,
         stages={name: list(group) for name, group in groupby(rows, lambda row: row["stage"])},
-        settings={path: value for path, _, value in (line.partition(": ") for line in lines)},
+        settings=by_path(lines_of(config)) if config.is_file() else {},
         origin=_json(folder / "config.json"),
         machine=_json(folder / metrics.MACHINE),
     )
@@ -70,10 +71,18 @@ class Evaluations(NamedTuple):
 
 
 def evaluations(run: RunData) -> Evaluations | None:
+    """None where there was none, or none of whose answers any could be judged."""
     for stage, rows in reversed(list(run.stages.items())):
-        if found := [row for row in rows if "test/accuracy" in row]:
+        if found := [row for row in rows if math.isfinite(row.get("test/accuracy", math.nan))]:
             return Evaluations(stage, found[0], found[-1])
     return None
+
+
+def interval(row: Row) -> str:
+    """`[42.6%, 55.1%]`, of an evaluation's accuracy; "" where no interval was measured."""
+    if "test/accuracy_low" not in row or "test/accuracy_high" not in row:
+        return ""
+    return f"[{row['test/accuracy_low']:.1%}, {row['test/accuracy_high']:.1%}]"
 
 
 def unfinished(run: RunData) -> str | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 
 from r1jax import manifest, monitors
-from r1jax.metrics import TABLE, duration
+from r1jax.metrics import TABLE
+from r1jax.progress import duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS, change, interval_chart, number
 from r1jax.report.data import (
@@ -16,6 +17,7 @@ from r1jax.report.data import (
     StageCost,
     costs,
     evaluations,
+    interval,
     pairs,
     unfinished,
 )
@@ -35,12 +37,6 @@ def _interval(row: Row) -> tuple[float, float, float]:
     return share, row.get("test/accuracy_low", share), row.get("test/accuracy_high", share)
 
 
-def _bounds(row: Row) -> str:
-    if "test/accuracy_low" not in row or "test/accuracy_high" not in row:
-        return ""
-    return f"[{row['test/accuracy_low']:.1%}, {row['test/accuracy_high']:.1%}]"
-
-
 def header(run: RunData) -> str:
     found = evaluations(run)
     parts = [f'<p class="kicker">{escape(run.name)} · an r1jax run</p>']
@@ -51,7 +47,9 @@ def header(run: RunData) -> str:
     elif found.first is found.last:
         value = f"<em>{found.first['test/accuracy']:.1%}</em>"
         parts.append(f"<h1>Held-out accuracy {value} at step {found.first['step']:,}</h1>")
-        parts.append(f"<p>95% interval {_bounds(found.first)}. One evaluation so far.</p>")
+        bounds = interval(found.first)
+        text = f"95% interval {bounds}. " if bounds else ""
+        parts.append(f"<p>{text}One evaluation so far.</p>")
     else:
         parts += _change(run, found)
     if left := unfinished(run):
@@ -83,10 +81,10 @@ def _change(run: RunData, found: Evaluations) -> list[str]:
     text = f"{points:+.1f} points in {found.last['step']:,} steps of {escape(found.stage)}"
     if num := run.settings.get(f"{found.stage}.evaluate_rows"):
         text += f", on {escape(num)} problems that were never trained on"
-    if _bounds(found.first) and _bounds(found.last):
+    if interval(found.first) and interval(found.last):
         apart = first[2] < last[1] or last[2] < first[1]
         text += (
-            f". 95% intervals {_bounds(found.first)} and {_bounds(found.last)}: they "
+            f". 95% intervals {interval(found.first)} and {interval(found.last)}: they "
             f"{'do not overlap' if apart else 'overlap'}"
         )
     chart = interval_chart(first, last)

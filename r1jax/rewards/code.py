@@ -117,21 +117,6 @@ def accuracies(
         return list(pool.map(score, rows, answers))
 
 
-def from_humaneval(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A row made of a line of HumanEval's file.
-
-    The prompt becomes the setup: it holds imports and helper functions that both the program and
-    some of the tests use.
-
-    Source: github.com/openai/human-eval.
-    """
-    return {
-        "test": record["test"],
-        "entry_point": record["entry_point"],
-        "setup": record["prompt"],
-    }
-
-
 def last_code_block(answer: str, language: str = "python") -> str | None:
     """The text of the last fenced block marked as `language`, or not marked; None without one.
 

@@ -1,7 +1,7 @@
 """A reward that is the weighted sum of others, with its parts kept for the log.
 
-`score` scores one answer, `score_many` all of a rollout, where rules run in a pool of processes
-and a judge is asked about all answers at once.
+`score_many` scores all answers of a rollout: rules may run in a pool of processes, and a judge is
+asked about all at once. `score` scores one.
 """
 
 import math
@@ -82,19 +82,18 @@ def weighted(**terms: tuple[Number, Reward]) -> Weighted:
     return Weighted(terms)
 
 
-def score(reward: Reward, row: Row, answer: str) -> tuple[float | None, dict[str, float]]:
-    """The reward of an answer and its parts, which are {} for any but a `weighted` reward.
+def known_accuracy(
+    reward: Reward, accuracy: Reward
+) -> Callable[[tuple[float | None, Mapping[str, float]]], float | None] | None:
+    """How an accuracy is read off what `score_many` gives; None where the reward does not hold it.
 
-    The reward is None if it could not be judged.
-
-    Raises:
-      ValueError: the reward, or a part of it, is not a finite number; or the answer is no text.
+    It does where it is that very function, or one of its terms is.
     """
-    _check_text([answer])
-    if isinstance(reward, Weighted):
-        parts = reward.parts(row, answer)
-        return reward.total(parts), parts
-    return _number("reward", reward(row, answer)), {}
+    if reward is accuracy:
+        return lambda scored: scored[0]
+    terms = reward.terms if isinstance(reward, Weighted) else {}
+    name = next((name for name, (_, part) in terms.items() if part is accuracy), None)
+    return None if name is None else lambda scored: scored[1].get(name)
 
 
 def one_by_one(
@@ -111,7 +110,9 @@ def score_many(
     *,
     each: Callable[..., Sequence[Any]] = one_by_one,
 ) -> list[Scored]:
-    """What `score` gives for each answer; answer i is to rows[i].
+    """The reward of each answer and its parts, which are {} for any but a `weighted` reward.
+
+    Answer i is to rows[i]. A reward is None if it could not be judged.
 
     `Batched` rewards are asked once for all answers, in threads of their own. Meanwhile
     `each(function, rows, answers)` computes the others: here, or in `r1jax.rewards.pool`. What it
@@ -148,6 +149,11 @@ def score_many(
         else:
             scored.append((Weighted(terms).total(kept), kept))
     return scored
+
+
+def score(reward: Reward, row: Row, answer: str) -> Scored:
+    """The reward of one answer and its parts, as `score_many` gives them."""
+    return score_many(reward, [row], [answer])[0]
 
 
 def _parts(terms: Mapping[str, tuple[Number, Reward]], row: Row, answer: str) -> dict[str, float]:

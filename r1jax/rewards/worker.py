@@ -5,7 +5,8 @@ scores. If an answer ends the child, the keeper kills what the child has started
 forks the next one, which takes milliseconds where a new Python would take up to a second.
 
 Both speak through one pipe, never at the same time: the child while it lives, the keeper when it
-does not. Only what the pool itself sends is unpickled; what goes back is JSON.
+does not. Only what the pool itself has pickled is unpickled: a function that the config passes,
+rows, and answers as text, which no text can make anything else. What goes back is JSON.
 """
 
 import gc
@@ -122,7 +123,7 @@ def _judged(function: Callable[[Any, Any], Any], row: Any, answer: Any) -> tuple
         raise
     except ValueError as error:
         return "refused", json.dumps(str(error))
-    except Exception:  # whatever it is, it is raised again on the other side
+    except Exception:  # a user's function may raise anything; it is raised again on the other side
         return "failed", json.dumps(f"a reward failed:\n{traceback.format_exc()}")
 
 

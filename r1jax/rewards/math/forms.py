@@ -17,7 +17,7 @@ from r1jax.rewards.math.expressions import (
     parse,
     parse_number,
 )
-from r1jax.rewards.math.text import matching
+from r1jax.rewards.math.text import is_balanced, matching, split
 
 MAX_ITEMS = 64
 MAX_DEPTH = 6  # of tuples in sets in lists
@@ -302,7 +302,7 @@ def _enclosed(text: str, depth: int) -> Readings | None:
         opening, inner, closing = text[0], text[1:-1], text[-1]
     else:
         return None
-    if not _is_balanced(inner):
+    if not is_balanced(inner):
         return None
     parts = [part for part in split(inner, ",") if part]
     if len(parts) == 1:
@@ -465,38 +465,3 @@ def words(text: str) -> str:
     text = re.sub(r"(?<=\d)\s+(?=[ap]m\b)", "", text)
     found = re.findall(r"[^\W_]+(?:[:'][^\W_]+)*", text)
     return " ".join(word for word in found if word not in ("the", "a", "an")) or text.strip()
-
-
-# --------------------------------------------------------------------------- brackets
-
-
-_BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
-
-
-def split(text: str, separator: str | re.Pattern[str]) -> list[str]:
-    """The parts of a text between separators that stand in no brackets."""
-    if isinstance(separator, str):
-        if separator not in text:
-            return [text]
-        separator = re.compile(re.escape(separator))
-    marks = list(separator.finditer(text))
-    if not marks:
-        return [text]
-    parts, depth, start, place = [], 0, 0, 0
-    for mark in marks:
-        for sign in text[place : mark.start()]:
-            depth += _BRACKETS.get(sign, 0)
-        place = mark.start()
-        if depth <= 0:
-            parts.append(text[start:place].strip())
-            start = mark.end()
-    return [*parts, text[start:].strip()]
-
-
-def _is_balanced(text: str) -> bool:
-    depth = 0
-    for sign in text:
-        depth += _BRACKETS.get(sign, 0)
-        if depth < 0:
-            return False
-    return depth == 0

@@ -1,4 +1,4 @@
-"""Finds the final answer in a text, and writes it in one plain LaTeX.
+"""Finds the final answer in a text, writes it in one plain LaTeX, and takes it apart at brackets.
 
 Nothing here takes more than linear time, whatever a model wrote.
 """
@@ -246,3 +246,36 @@ def matching(text: str, start: int) -> int:
             if depth == 0:
                 return place
     return -1
+
+
+_BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
+
+
+def split(text: str, separator: str | re.Pattern[str]) -> list[str]:
+    """The parts of a text between separators that stand in no brackets."""
+    if isinstance(separator, str):
+        if separator not in text:
+            return [text]
+        separator = re.compile(re.escape(separator))
+    marks = list(separator.finditer(text))
+    if not marks:
+        return [text]
+    parts, depth, start, place = [], 0, 0, 0
+    for mark in marks:
+        for sign in text[place : mark.start()]:
+            depth += _BRACKETS.get(sign, 0)
+        place = mark.start()
+        if depth <= 0:
+            parts.append(text[start:place].strip())
+            start = mark.end()
+    return [*parts, text[start:].strip()]
+
+
+def is_balanced(text: str) -> bool:
+    """Whether brackets close as often as they open and never before; `[0, 1)` is balanced."""
+    depth = 0
+    for sign in text:
+        depth += _BRACKETS.get(sign, 0)
+        if depth < 0:
+            return False
+    return depth == 0

@@ -167,16 +167,23 @@ def number_in_words(text: str) -> Fraction | None:
 
 
 def _chinese(text: str) -> Fraction | None:
+    whole, mixed, rest = text.partition("又")
+    values = [_chinese_fraction(part) for part in ((whole, rest) if mixed else (text,))]
+    known = [value for value in values if value is not None]
+    return sum(known, Fraction(0)) if len(known) == len(values) else None
+
+
+def _chinese_fraction(text: str) -> Fraction | None:
+    bottom, of, top = text.partition("分之")
+    if not of:
+        return _chinese_whole(text)
+    values = _chinese_whole(top), _chinese_whole(bottom)
+    return values[0] / values[1] if values[0] is not None and values[1] else None
+
+
+def _chinese_whole(text: str) -> Fraction | None:
     if not text:
         return None
-    whole, mixed, rest = text.partition("又")
-    if mixed:
-        values = _chinese(whole), _chinese(rest)
-        return values[0] + values[1] if None not in values else None  # type: ignore[operator]
-    bottom, of, top = text.partition("分之")
-    if of:
-        values = _chinese(top), _chinese(bottom)
-        return values[0] / values[1] if values[0] is not None and values[1] else None
     total = part = digit = 0
     for place, sign in enumerate(text):
         if sign in _CHINESE_DIGITS:
