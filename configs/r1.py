@@ -6,7 +6,8 @@
 `r1.py:tiny` runs all of it, R1-Zero and its base included, on two CPU cores in less than an hour,
 from random weights, in the world of `r1jax.data.small_world`. It ends in a table of Zero, Dev1,
 Dev2, Dev3 and R1 by reasoning, readability, language and preference; BENCHMARKS.md has measured
-ones. All that follows is about the full size.
+ones. Its first two stages are those of `r1_zero.py:tiny`, which `--after runs/r1_zero_tiny` takes
+over. All that follows is about the full size.
 
     cold            R1-Zero's answers: right, readable, in one language, rewritten by DeepSeek-V3
     dev1            SFT of DeepSeek-V3-Base on them
@@ -389,7 +390,7 @@ def tiny() -> Run:
             tiny_base(),
             tiny_rl("zero", "base", reward=weighted(accuracy=ACCURACY, format=FORMAT)),
             tiny_cold(),
-            tiny_sft("dev1", "cold", steps=40),
+            tiny_sft("dev1", "cold", steps=30),
             tiny_rl("dev2", "dev1", reward=weighted(accuracy=ACCURACY, language=LANGUAGE)),
             tiny_rejection(),
             tiny_mixed(),
@@ -446,7 +447,7 @@ def tiny_rl(name: str, begin: str, *, reward: Any) -> Reinforce:
         optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
         row_length=152,
         micro_rows=8,
-        reference="start",
+        reference="start",  # for the KL in the log: the loss does not use it
         evaluate_every=20,
         evaluate_rows=512,
         checkpoints=Checkpoints(every=20),
@@ -457,7 +458,7 @@ def tiny_cold() -> Build:
     """Right answers of R1-Zero in one language, translated to the problem's, with a summary."""
     return Build(
         name="cold",
-        source=partial(small_world.rows, "train", num=500, seed=3, kinds=KINDS),
+        source=partial(small_world.rows, "train", num=200, seed=3, kinds=KINDS),
         prompt=small_world.prompt,
         answers=Sampled(engine=TINY_ENGINE, stage="zero"),
         samples=2,

@@ -183,7 +183,7 @@ def tiny_base() -> Supervised:
         source=partial(small_world.base_rows, 400_000, seed=0),
         steps=1600,
         batch_rows=32,
-        row_length=144,
+        row_length=152,
         micro_rows=8,
         loss=cross_entropy,
         optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
@@ -196,6 +196,7 @@ def tiny_rl() -> Reinforce:
     kinds = ("math", "math", "math", "code")
     return Reinforce(
         name="zero",
+        begin="base",
         task=Task(
             train=partial(small_world.rows, "train", num=200_000, seed=1, kinds=kinds),
             test=partial(small_world.rows, "test", num=512, seed=2, kinds=kinds),
@@ -206,13 +207,13 @@ def tiny_rl() -> Reinforce:
         steps=80,
         prompts=32,
         group=8,
-        engine=Engine(max_prompt=8, max_new=136, slots=64),
+        engine=Engine(max_prompt=8, max_new=144, slots=64),
         reward=weighted(accuracy=(1.0, scores.accuracy), format=(1.0, think_answer)),
         advantage=grpo,
         loss=partial(policy_loss, clip_low=0.2, clip_high=0.28),
         weight=token_mean,
         optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
-        row_length=144,
+        row_length=152,
         micro_rows=8,
         reference="start",  # for the KL in the log: the loss does not use it
         evaluate_every=20,
