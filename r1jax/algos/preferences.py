@@ -32,7 +32,7 @@ def pairwise_loss(
       ValueError: the batch lacks `pair` or `target`.
 
     Source: Bradley and Terry (1952); InstructGPT, arXiv:2203.02155, eq. 1; R1's helpfulness
-    reward; `margin` as in Llama 2, arXiv:2307.09288, eq. 2.
+    reward; `margin` as in Llama 2, arXiv:2307.09288.
     """
     score, batch = only_masked(score, batch)
     gap = _better_minus_worse(jnp.where(last_token(batch), score, 0.0), batch)
@@ -92,8 +92,8 @@ def ipo(logp: Float[Array, "B T"], batch: Batch, *, beta: float = 0.1) -> tuple[
     Raises:
       ValueError: as `dpo`.
 
-    Source: IPO, arXiv:2310.12036, its tau called beta. (TRL takes means over tokens in
-    the place of sums.)
+    Source: IPO, arXiv:2310.12036, eq. 17, its tau called beta. (TRL takes means over tokens in
+    the place of sums, and says that the authors' results are of that form.)
     """
     logp, batch = only_masked(logp, batch)
     gap = _better_minus_worse(_log_ratio(logp, batch), batch)
