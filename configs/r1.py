@@ -366,7 +366,7 @@ def judged(
 # --------------------------------------------------------------------------- tiny
 
 KINDS = ("math", "math", "math", "code")
-EVERY_KIND = (*KINDS, "helpful", "harmless", "math", "code")
+EVERY_KIND = ("math", "helpful", "math", "harmless", "code", "helpful", "math", "harmless")
 TINY_ENGINE = Engine(max_prompt=8, max_new=144, slots=64)
 
 
@@ -554,7 +554,8 @@ def tiny_everything() -> Reinforce:
     stage = tiny_rl("rl_all", "rl_reasoning", reward=reward)
     train = partial(small_world.rows, "train", num=200_000, seed=7, kinds=EVERY_KIND)
     test = partial(small_world.rows, "test", num=512, seed=2, kinds=EVERY_KIND)
-    return replace(stage, task=replace(stage.task, train=train, test=test), steps=40)
+    task = replace(stage.task, train=train, test=test, accuracy=small.reasoned)
+    return replace(stage, task=task, steps=60)
 
 
 def asked(kind: str) -> RewardModel:

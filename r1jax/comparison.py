@@ -12,6 +12,8 @@ from typing import Any
 
 from r1jax import dataset, metrics, restore, settings
 
+ANSWERS_PER_SLOT = 4  # between two saves: the slots that idle at the end of a call cost little
+
 Model = Callable[[str], restore.Restored]  # of the stage with this name
 
 
@@ -54,6 +56,7 @@ def as_build(cfg: settings.Compare, stage: str | None) -> settings.Build:
         prompt=cfg.prompt,
         answers=settings.Sampled(engine=cfg.engine, prefill=cfg.prefill, stage=stage),
         samples=cfg.samples,
+        at_once=ANSWERS_PER_SLOT * cfg.engine.slots,
     )
 
 
