@@ -246,13 +246,13 @@ def is_saved(folder: Path, text: Sequence[str]) -> bool:
     if not file.is_file():
         return False
     there = file.read_text(encoding="utf-8").split("\n")
-    return _values(there, None) == _values(text, None)
+    return _values(there, None, free=("mesh",)) == _values(text, None, free=("mesh",))
 
 
 def same_or_fail(
     folder: Path, text: Sequence[str], *, begun: Mapping[str, bool] | None = None
 ) -> None:
-    """Passes if `folder` holds no run yet, or one of this config; the mesh may be another.
+    """Passes if `folder` holds no run yet, or one of this config; mesh and price may be others.
 
     So may be, if `begun` is given, stages that are not in it, and the passes of those that it says
     are not done.
@@ -277,16 +277,20 @@ def same_or_fail(
         )
 
 
-def _values(text: Sequence[str], begun: Mapping[str, bool] | None) -> dict[str, str]:
+def _values(
+    text: Sequence[str],
+    begun: Mapping[str, bool] | None,
+    free: Sequence[str] = ("mesh", "price"),
+) -> dict[str, str]:
     """The settings by path, without those that may be others."""
     pairs = (line.partition(": ") for line in text if line)
     values = {path: value for path, _, value in pairs}
     names = [name for name in values.get("stages", "").split(", ") if name]
-    free = [name for name in names if begun is not None and name not in begun]
+    new = [name for name in names if begun is not None and name not in begun]
     if names:
-        values["stages"] = ", ".join(name for name in names if name not in free)
-    free += [f"{name}.passes" for name, done in (begun or {}).items() if not done]
-    starts = tuple(f"{path}." for path in ("mesh", *free))
+        values["stages"] = ", ".join(name for name in names if name not in new)
+    new += [f"{name}.passes" for name, done in (begun or {}).items() if not done]
+    starts = tuple(f"{path}." for path in (*free, *new))
     return {path: value for path, value in values.items() if not f"{path}.".startswith(starts)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from r1jax import manifest, metrics
 
-OWN = ("name", "stages", "mesh")  # may differ: they change nothing that a stage makes
+OWN = ("name", "stages", "mesh", "price")  # may differ: they change nothing that a stage makes
 
 
 def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:

@@ -190,7 +190,7 @@ def mix(
 
 
 def steps(rows: Rows, *, end: str) -> Rows:
-    """Each answer up to the end of each of its steps, and whole; its accuracy is the `label` of all.
+    """Each answer up to the end of each of its steps, and whole, with its accuracy as `label`.
 
     A step ends with the text `end`. So a model of these labels learns, of an answer in the making,
     the chance that it comes out right: a process model. An answer that could not be judged is

@@ -43,9 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--score",
         metavar="RUN|MODULE:FUNCTION",
-        help="a reward model for best and weighted, a process model for guided and tree: a run that "
-        "trained one, whose scores are read as log odds; or a function of the restored run that "
-        "gives (prompts, answers) -> numbers",
+        help="a reward model for best and weighted, a process model for guided and tree: a run "
+        "that trained one, whose scores are read as log odds, or a function of the restored run "
+        "that gives (prompts, answers) -> numbers",
     )
     group.add_argument(
         "--rollouts",
