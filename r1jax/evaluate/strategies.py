@@ -121,7 +121,7 @@ def main(
         direct=direct,
         sample=sample,
         force=make_force(model, engine),
-        value=_value(args, model),
+        value=None if args.score is None else scorer(args.score, model),
     )
     points, records = curves.run(asked, args.strategies, _plan(args, engine.max_new))
     about = {
@@ -153,15 +153,18 @@ def _plan(args: argparse.Namespace, max_new: int) -> curves.Plan:
     )
 
 
-def _value(args: argparse.Namespace, model: restore.Restored) -> Value | None:
-    if args.score is None:
-        return None
-    if Path(args.score).is_dir():
+def scorer(name: str, model: restore.Restored) -> Value:
+    """The value of a path that `--score NAME` means: see its help.
+
+    Raises:
+      ValueError: there is no such function, or the run trained no reward model.
+    """
+    if Path(name).is_dir():
         from r1jax.reward_model import RewardModel, opened
 
-        return by_text(as_probability(opened(RewardModel(run=args.score))))
+        return by_text(as_probability(opened(RewardModel(run=name))))
     try:
-        make = pkgutil.resolve_name(args.score)
+        make = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--score {args.score} cannot be found: {error}") from None
+        raise ValueError(f"--score {name} cannot be found: {error}") from None
     return by_text(make(model))
