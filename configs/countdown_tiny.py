@@ -11,6 +11,8 @@ passes: `grpo`, `dr_grpo`, `dapo`, `gspo`, `cispo`, `rloo`, `reinforce_pp`,
 
 In the place of rewards, `dpo`, `ipo`, `simpo`, `orpo` and `kto` have pairs of texts, of which the
 one that goes on is better than the one that gives up; `reward_model` learns to tell them apart.
+`process_model` learns of the base's own answers, step by step, whether they will come out right.
+Both score answers: `python -m r1jax.evaluate RUN --strategy best --score RUN_OF_THE_MODEL`.
 `distil` and `on_policy` learn from the model in runs/countdown_tiny. Of these nothing has been
 measured yet.
 """
@@ -30,17 +32,20 @@ from r1jax.algos import (
     weights,
 )
 from r1jax.algos.kl import k1, k2, k3
-from r1jax.data import countdown, labelled
+from r1jax.data import countdown, labelled, passes
 from r1jax.data.tokenizer import tiny
 from r1jax.models import heads
 from r1jax.rewards.countdown import accuracy, answer_key, observe
 from r1jax.settings import (
+    Build,
+    Built,
     Checkpoints,
     Critic,
     Engine,
     Head,
     Reinforce,
     Run,
+    Sampled,
     Supervised,
     Task,
     Teacher,
@@ -367,6 +372,36 @@ def reward_model() -> Run:
         reference=False,
     )
     return replace(config(), name="countdown_tiny_reward_model", stages=stages)
+
+
+def process_model() -> Run:
+    """A process model of the base: from its answers up to the end of a step it learns the chance
+    that they come out right, for beams and trees to be guided by."""
+    answers = Build(
+        name="answers",
+        source=partial(countdown.rows, "train", num=3072, seed=4, **WORLD),
+        prompt=countdown.short_prompt,
+        answers=Sampled(engine=rl().engine),
+        samples=4,
+        accuracy=accuracy,
+        passes={"steps": partial(passes.steps, end=" .")},
+        at_once=256,
+    )
+    model = Supervised(
+        name="process",
+        source=Built(stage="answers"),
+        texts=labelled.labels,
+        steps=200,
+        batch_rows=32,
+        row_length=144,
+        micro_rows=8,
+        loss=preferences.pointwise_loss,
+        weight=weights.sequence_mean,
+        head=Head(score=heads.rewards, leaves=heads.reward_leaves),
+        optimizer=partial(adamw, learning_rate=3e-4, warmup=10, final=0.1),
+        checkpoints=Checkpoints(every=50),
+    )
+    return replace(config(), name="countdown_tiny_process_model", stages=(base(), answers, model))
 
 
 def distil() -> Run:

@@ -244,13 +244,14 @@ def is_saved(folder: Path, text: Sequence[str]) -> bool:
     file = folder / "config.txt"
     if not file.is_file():
         return False
-    return _values(lines_of(file), None) == _values(text, None)
+    there = _values(lines_of(file), None, free=("mesh",))
+    return there == _values(text, None, free=("mesh",))
 
 
 def same_or_fail(
     folder: Path, text: Sequence[str], *, begun: Mapping[str, bool] | None = None
 ) -> None:
-    """Passes if `folder` holds no run yet, or one of this config; the mesh may be another.
+    """Passes if `folder` holds no run yet, or one of this config; mesh and price may be others.
 
     So may be, if `begun` is given, stages that are not in it, and the passes of those that it says
     are not done.
@@ -272,15 +273,19 @@ def same_or_fail(
         )
 
 
-def _values(text: Sequence[str], begun: Mapping[str, bool] | None) -> dict[str, str]:
+def _values(
+    text: Sequence[str],
+    begun: Mapping[str, bool] | None,
+    free: Sequence[str] = ("mesh", "price"),
+) -> dict[str, str]:
     """The settings by path, without those that may be others."""
     values = by_path(text)
     names = [name for name in values.get("stages", "").split(", ") if name]
-    free = [name for name in names if begun is not None and name not in begun]
+    new = [name for name in names if begun is not None and name not in begun]
     if names:
-        values["stages"] = ", ".join(name for name in names if name not in free)
-    free += [f"{name}.passes" for name, done in (begun or {}).items() if not done]
-    starts = tuple(f"{path}." for path in ("mesh", *free))
+        values["stages"] = ", ".join(name for name in names if name not in new)
+    new += [f"{name}.passes" for name, done in (begun or {}).items() if not done]
+    starts = tuple(f"{path}." for path in (*free, *new))
     return {path: value for path, value in values.items() if not f"{path}.".startswith(starts)}
 
 

@@ -128,12 +128,17 @@ def run(
             text=text,
             tokenizer=cfg.tokenizer(),
             mesh=mesh,
-            writer=metrics.open_writer(folder),
+            writer=metrics.open_writer(folder, machine=devices(mesh)),
             stopping=stopping,
         )
         first = first_digest(cfg)
         for place, stage in enumerate(cfg.stages):
             one_stage(stage, context, entries, first, last=place + 1 >= len(entries))
+
+
+def devices(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """What machine.json says of the devices, for the report's device-hours."""
+    return {"devices": mesh.size, "device": mesh.devices.flat[0].device_kind}
 
 
 def one_stage(

@@ -8,7 +8,7 @@ from pathlib import Path
 from r1jax import manifest, metrics
 from r1jax.fields import by_path, lines_of
 
-OWN = ("name", "stages", "mesh")  # may differ: they change nothing that a stage makes
+OWN = ("name", "stages", "mesh", "price")  # may differ: they change nothing that a stage makes
 
 
 def take_over(folder: Path, source: Path, text: Sequence[str]) -> list[str]:

@@ -405,11 +405,14 @@ class Run:
     seed: int = 0
     mesh: Mesh = field(default_factory=Mesh)
     jit: bool = True  # False: run operation by operation, to print arrays while debugging
+    price: float | None = None  # of one device for an hour, in dollars; for the report alone
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"stages need names of their own, got {names}")
+        if self.price is not None and self.price < 0:
+            raise ValueError(f"price must be >= 0 dollars a device-hour, got {self.price}")
         for place, stage in enumerate(self.stages):
             before = self.stages[:place]
             trained = [one.name for one in before if isinstance(one, Trained)]

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from r1jax import config, metrics
-from r1jax.config import ConfigError, check, describe, load, same_or_fail, save, saved, variants
+from r1jax.config import (
+    ConfigError,
+    check,
+    describe,
+    is_saved,
+    load,
+    same_or_fail,
+    save,
+    saved,
+    variants,
+)
 from r1jax.models import zoo
 from r1jax.settings import Reinforce, Supervised
 
@@ -464,12 +474,16 @@ def test_what_is_saved_makes_the_same_run(file):
     assert {f.name for f in Path("runs/a").iterdir()} == {"config.py", "config.txt", "config.json"}
 
 
-def test_a_folder_made_by_another_config_is_refused_and_another_mesh_is_not(file):
+def test_a_folder_made_by_another_config_is_refused_and_another_mesh_or_price_is_not(file):
     folder = Path("runs/a")
     same_or_fail(folder, ["seed: 1"])
     folder.mkdir(parents=True)
     (folder / "config.txt").write_text("mesh.data: -1\nrl.group: 16\nrl.x: 1\nseed: 1\n")
     same_or_fail(folder, ["mesh.data: 4", "rl.group: 16", "rl.x: 1", "seed: 1"])
+    dearer = ["mesh.data: -1", "price: 2.0", "rl.group: 16", "rl.x: 1", "seed: 1"]
+    same_or_fail(folder, dearer)
+    assert not is_saved(folder, dearer)  # a new price is written down, for the report
+    assert is_saved(folder, ["mesh.data: 4", *dearer[2:]])
     with pytest.raises(ConfigError) as caught:
         same_or_fail(folder, ["mesh.data: 4", "rl.group: 8", "seed: 2"])
     assert str(caught.value) == (

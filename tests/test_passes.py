@@ -236,3 +236,21 @@ def test_texts_shorter_than_a_run_are_near_duplicates_only_if_equal():
     assert found == [rows[0], rows[2], rows[3]]
     with pytest.raises(ValueError, match=r"share in \[0.5, 1\]"):
         duplicates.dissimilar(rows, share=0.1)
+
+
+def test_an_answer_is_cut_after_each_of_its_steps_and_has_its_outcome_everywhere():
+    rows = answers([(" 7 + 5 no . 7 - 3 no . give up", 0.0), ("9 yes", 1.0), ("x", None)])
+    found = passes.steps(rows, end=" .")
+    assert [(row["answer"], row["label"]) for row in found] == [
+        (" 7 + 5 no .", 0.0),
+        (" 7 + 5 no . 7 - 3 no .", 0.0),
+        (" 7 + 5 no . 7 - 3 no . give up", 0.0),
+        ("9 yes", 1.0),
+    ]
+    assert [row["sample"] for row in found] == [0, 0, 0, 1]
+    # What ends with a step is there once, and nothing is lost or added.
+    (row,) = answers([("a .\n\n. b .", 1.0)])
+    cut = texts(passes.steps([row], end="."))
+    assert cut == ["a .", "a .\n\n.", "a .\n\n. b ."]
+    with pytest.raises(ValueError, match="need a text that ends a step"):
+        passes.steps(rows, end="")

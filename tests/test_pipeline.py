@@ -120,6 +120,11 @@ def test_the_manifest_ties_each_stage_to_what_it_was_made_from(straight: Path) -
     assert not any(line.startswith("sft") for line in entries["rl"].config)
 
 
+def test_the_machine_is_noted_with_its_devices(straight: Path) -> None:
+    machine = json.loads((straight / "machine.json").read_text())
+    assert (machine["devices"], machine["device"]) == (jax.device_count(), "cpu")
+
+
 def test_counts_of_every_filter_are_what_the_files_show(straight: Path) -> None:
     counts = manifest.read(straight)["sampled"].output["counts"]
     answers = [

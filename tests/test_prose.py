@@ -8,6 +8,7 @@ import pytest
 
 from r1jax.rewards.prose import (
     REFLECTION_WORDS,
+    code_characters,
     observe,
     reasoning_steps,
     reflections,
@@ -112,9 +113,39 @@ def test_an_answer_is_observed_for_the_log():
         "repeated": 0.0,
         "characters": 33.0,
         "reasoning_characters": 16.0,
+        "text_characters": 33.0,
+        "code_share": 0.0,
+        "code_answers": 0.0,
     }
+    coded = observe({}, "So:\n```python\nprint(1)\n```\n1")  # 4 of text, 23 of code, 1 of text
+    assert (coded["characters"], coded["text_characters"]) == (28.0, 5.0)
+    assert (coded["code_share"], coded["code_answers"]) == (23 / 28, 1.0)
+    assert observe({}, "")["code_share"] == 0.0
     again = observe({}, "so we go on " * 100)
     assert again["repeated"] == 1.0 - 4 / 381  # 400 words, of which 4 begin a 20-gram of their own
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("a\n```\nx\n```\nb", "```\nx\n```\n"),
+        ("```py\nx\n``` \nb", "```py\nx\n``` \n"),
+        ("~~~\n```\n~~~\nb\n", "~~~\n```\n~~~\n"),  # the other kind does not end it
+        ("````\n```\n`````\nb", "````\n```\n`````\n"),  # nor do fewer marks; more do
+        ("```\nx\n```py\ny\n```\nb", "```\nx\n```py\ny\n```\n"),  # nor marks with a word behind
+        ("- 1:\n     ```\n     x\n     ```\nb", "     ```\n     x\n     ```\n"),
+        ("a\n```py\nx = 1", "```py\nx = 1"),  # cut off
+        ("```x``` and `y`\n``\nz\n``\n    indented", ""),
+        ("a ```\nx\n", ""),  # not at the start of a line
+        ("a\u2028```\nx", ""),
+        ("``` `x`\ny", ""),
+        ("```\na\n```\nb\n~~~\nc\n~~~", "```\na\n```\n~~~\nc\n~~~"),
+        ("", ""),
+        ("\ud800\n```\n\ud800", "```\n\ud800"),
+    ],
+)
+def test_code_is_what_stands_in_fenced_blocks(text: str, code: str):
+    assert code_characters(text) == len(code)
 
 
 def test_long_answers_take_no_time():
@@ -125,6 +156,9 @@ def test_long_answers_take_no_time():
         "\n-" * 100_000,
         "1" * 200_000,
         "Step " * 40_000,
+        "```\n" * 50_000,
+        "`" * 200_000 + "x`",
+        " " * 200_000 + "`",
     ):
         observe({}, text)
         repetition({}, text, size=40)

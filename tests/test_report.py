@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from r1jax import metrics, report
+from r1jax.report.takeoff import take_off
 
 CONFIG = {
     "model.dim": "96",
@@ -271,7 +272,97 @@ def test_time_and_cost_add_up(tmp_path: Path, run: Path, page: str):
     # base: 80 lines of 1.9 s; rl: 4 s, 100 steps of 2.8 s and 5 evaluations of 3 s.
     assert "base 800 2 min 32 s" in text and "rl 100 4 min 59 s" in text
     assert "all 7 min 31 s" in text
-    assert "7 min 31 s 0.75 core-hours on 6 cores" in elsewhere  # 451 s x 6 / 3600
+    assert "7 min 31 s 0.752 core-hours on 6 cores" in elsewhere  # 451 s x 6 / 3600
+    assert "$" not in text + elsewhere
+
+
+def priced(folder: Path, *, stages: str = "make, sft, rl", price: float = 2.0) -> Path:
+    """A run that builds data for 600 s, learns from it for 900 s, and does two steps of RL."""
+    clock = [0.0]
+    writer = metrics.open_writer(
+        folder, machine={"devices": 4, "device": "NVIDIA H200"}, clock=lambda: clock[0]
+    )
+    kinds = {"make": "Build", "sft": "Supervised", "rl": "Reinforce"}
+    lines = {**kinds, "rl.steps": "2", "price": str(price), "stages": stages}
+    (folder / "config.txt").write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
+    parts = {"time/rollout": 200.0, "time/score": 50.0, "time/update": 100.0}
+    for stage, step, seconds, values in (
+        ("make", 1, 600, {"rows/source": 8.0}),
+        ("sft", 10, 900, {"loss": 1.0}),
+        ("rl", 0, 90, {"test/accuracy": 0.5, "time/evaluate": 60.0}),
+        ("rl", 1, 350, {"reward": 0.5, **parts}),
+        ("rl", 2, 410, {"reward": 0.5, **parts, "test/accuracy": 0.7, "time/evaluate": 60.0}),
+    ):
+        clock[0] += seconds
+        writer.write(stage, step, values)
+    return folder
+
+
+def test_a_price_gives_costs_with_training_and_inference_apart(tmp_path: Path):
+    folder = priced(tmp_path / "priced")
+    (folder / "evaluations").mkdir()
+    (folder / "evaluations" / "a.json").write_text('{"time/elapsed": 100.0}')
+    (folder / "evaluations" / "b.curves.jsonl").write_text(
+        '{"strategy": "plain", "size": 1, "sampled": 9, "read": 3, "scored": 0, "accuracy": 0.5, '
+        '"low": 0.4, "high": 0.6, "cut": 0, "time/elapsed": 50.0}\n'
+    )
+    page = report.build(folder)
+    stands_alone(page)
+    text = text_of(page[page.index("<h2>Time and cost") :])
+    heads = "stage steps time training rollout data building evaluation other device-hours cost"
+    # 4 devices at 2 dollars: 8 dollars an hour.
+    assert heads in text
+    assert "make 1 10 min 00 s 10 min 00 s 0.667 $1.33 " in text
+    assert "sft 10 15 min 00 s 15 min 00 s 1.00 $2.00 " in text
+    # rl: 850 s, of which 200 are updates, 400 rollouts and 120 evaluations.
+    assert "rl 2 14 min 10 s 3 min 20 s 6 min 40 s 2 min 00 s 2 min 10 s 0.944 $1.89 " in text
+    assert "evaluated afterwards 2 min 30 s 2 min 30 s 0.167 $0.33 " in text
+    assert (
+        "all 41 min 40 s 18 min 20 s 6 min 40 s 10 min 00 s 4 min 30 s 2 min 10 s 2.78 $5.56"
+        in text
+    )
+    assert "Training took 18 min 20 s (1.22 device-hours, $2.44)" in text
+    assert "inference took 21 min 10 s (1.41 device-hours, $2.82)" in text
+    # The run's own time is without what came afterwards.
+    assert "39 min 10 s 2.61 device-hours on 4 devices, $5.22" in text_of(page)
+
+
+def test_costs_are_compared(tmp_path: Path, run: Path):
+    text = text_of(report.compare([priced(tmp_path / "dear", price=10.0), run]))
+    assert "run time training inference core or device-hours cost" in text
+    # 2350 s x 4 devices; training 900 + 200, inference 600 + 400 + 120.
+    assert "39 min 10 s 18 min 20 s 18 min 40 s 2.61 $26.11" in text
+    assert text.count("$") == 1
+    assert "cost" not in text_of(report.compare([run, run]))
+
+
+def test_where_reflections_take_off_is_said_and_marked(run: Path, page: str, tmp_path: Path):
+    rows = [row for row in metrics.read(run) if "reflections" in row]
+    step = take_off([(row["step"], row["reflections"]) for row in rows])
+    assert step is not None and 10 < step < 40  # the made-up course is half way up at 40
+    assert f"Reflections take off at step {step}: from there on" in text_of(page)
+    chart = figure(page, "<b>Reflections</b>")
+    assert ">take-off</text>" in chart and page.count(">take-off</text>") == 1
+    assert f"step {step}" in text_of(report.compare([run, run]))
+    writer = metrics.open_writer(tmp_path)
+    for number in range(1, 31):
+        writer.write("rl", number, {"reward": 0.5, "reflections": 1.0 + number % 2})
+    flat = report.build(tmp_path)
+    assert "Reflections do not take off: there is no step" in text_of(flat)
+    assert ">take-off</text>" not in flat
+
+
+def test_code_is_drawn_where_answers_hold_some(tmp_path: Path):
+    for name, share in (("without", 0.0), ("with", 0.25)):
+        writer = metrics.open_writer(tmp_path / name)
+        for step in range(1, 4):
+            code = {"code_share": share, "code_answers": 2 * share}
+            writer.write("rl", step, {"reward": 0.5, "text_characters": 9.0, **code})
+    assert "<b>Code</b>" not in report.build(tmp_path / "without")
+    page = report.build(tmp_path / "with")
+    assert "answers 50.0%, characters 25.0%" in figure(page, "<b>Code</b>")
+    assert "no code 9.00" in figure(page, "<b>Length of text</b>")
+    assert "Also measured" not in page
 
 
 def test_the_same_problems_stand_side_by_side_with_their_verdicts(run: Path, page: str):

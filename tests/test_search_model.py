@@ -200,6 +200,8 @@ def test_strategies_that_cannot_be_run_are_one_line(small_run: Path, capsys):
     assert err.endswith("no single token of the tokenizer holds 'x y': a step cannot end there\n")
     err = refused(capsys, *some, "best", "--score", "r1jax.none:f")
     assert "--score r1jax.none:f cannot be found" in err
+    err = refused(capsys, *some, "best", "--score", small_run)
+    assert err.endswith("stage rl trained no reward model: it has no head\n")
     assert "greedy continuations are all the same" in refused(
         capsys, *some, "majority", "--temperature", 0
     )

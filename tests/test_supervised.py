@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import checkpoint, config, metrics, reward_model, settings, sharding
+from r1jax import checkpoint, config, metrics, restore, reward_model, settings, sharding
 from r1jax.algos import distillation, preferences
 from r1jax.data import labelled, packing
 from r1jax.data.tokenizer import tiny
+from r1jax.evaluate import strategies
 from r1jax.kernels import logprob
 from r1jax.loops import learning, objectives, supervised
 from r1jax.loops.run import Context
 from r1jax.models import decoder
 from r1jax.rewards.weighted import Batched, score_many, weighted
+from r1jax.search.paths import Path as Answer
 from r1jax.types import Batch, Rollout
 
 SPEC = str(Path(__file__).with_name("preference_config.py"))
@@ -100,6 +102,10 @@ def test_a_reward_model_learns_to_prefer_and_serves_as_a_reward(tmp_path: Path) 
     assert [value for value, _ in scored] == pytest.approx(2 * parts.ravel())
     # Scored alone or beside others: the same. And a reward model is no policy of pairs.
     assert score(rows[:1], answers[:1]) == pytest.approx(parts[0, :1], abs=1e-5)
+    # What guides a search is the probability that the score is the log odds of.
+    value = strategies.scorer(str(tmp_path), restore.open_run(tmp_path))
+    path = Answer(problem=0, prompt=rows[0]["prompt"], text=answers[0])
+    assert value([path]) == pytest.approx([1 / (1 + math.exp(-parts[0, 0]))], abs=1e-5)
     # In training it reads the same tokens: its last loss is that of such scores.
     assert log[-1]["loss"] < 0.3 and log[-1]["accuracy"] > 0.9
 

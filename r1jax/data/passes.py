@@ -189,6 +189,31 @@ def mix(
     return mixed
 
 
+def steps(rows: Rows, *, end: str) -> Rows:
+    """Each answer up to the end of each of its steps, and whole, with its accuracy as `label`.
+
+    A step ends with the text `end`. So a model of these labels learns, of an answer in the making,
+    the chance that it comes out right: a process model. An answer that could not be judged is
+    dropped.
+
+    Raises:
+      ValueError: `end` is empty.
+
+    Source: Math-Shepherd, arXiv:2312.08935, with one completion of each step: the answer's own.
+    """
+    if not end:
+        raise ValueError("need a text that ends a step, got an empty one")
+    found = []
+    for row in rows:
+        if row.get("accuracy") is None:
+            continue
+        *pieces, last = text(row, "answer").split(end)
+        parts = [end.join(pieces[: i + 1]) + end for i in range(len(pieces))]
+        parts += [parts[-1] + last if parts else last] if last else []
+        found += [{**row, "answer": part, "label": float(row["accuracy"])} for part in parts]
+    return found
+
+
 def _by_problem(rows: Rows) -> Mapping[Any, list[int]]:
     """The places of the answers to each problem, in the order in which problems come."""
     groups = defaultdict(list)

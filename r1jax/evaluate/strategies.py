@@ -11,7 +11,7 @@ from r1jax import restore
 from r1jax.evaluate import curves, sampled
 from r1jax.evaluate.problems import Problems
 from r1jax.search.budget import Forcing
-from r1jax.search.paths import Sample, Value, by_text
+from r1jax.search.paths import Sample, Value, as_probability, by_text
 
 PATHS_PER_SLOT = 4  # in one call of the engine
 
@@ -42,9 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--score",
-        metavar="MODULE:FUNCTION",
-        help="a function of the restored run that gives (prompts, answers) -> numbers: a reward "
-        "model for best and weighted, a process model for guided and tree",
+        metavar="RUN|MODULE:FUNCTION",
+        help="a reward model for best and weighted, a process model for guided and tree: a run "
+        "that trained one, whose scores are read as log odds, or a function of the restored run "
+        "that gives (prompts, answers) -> numbers",
     )
     group.add_argument(
         "--rollouts",
@@ -120,7 +121,7 @@ def main(
         direct=direct,
         sample=sample,
         force=make_force(model, engine),
-        value=_value(args, model),
+        value=None if args.score is None else scorer(args.score, model),
     )
     points, records = curves.run(asked, args.strategies, _plan(args, engine.max_new))
     about = {
@@ -152,11 +153,18 @@ def _plan(args: argparse.Namespace, max_new: int) -> curves.Plan:
     )
 
 
-def _value(args: argparse.Namespace, model: restore.Restored) -> Value | None:
-    if args.score is None:
-        return None
+def scorer(name: str, model: restore.Restored) -> Value:
+    """The value of a path that `--score NAME` means: see its help.
+
+    Raises:
+      ValueError: there is no such function, or the run trained no reward model.
+    """
+    if Path(name).is_dir():
+        from r1jax.reward_model import RewardModel, opened
+
+        return by_text(as_probability(opened(RewardModel(run=name))))
     try:
-        make = pkgutil.resolve_name(args.score)
+        make = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--score {args.score} cannot be found: {error}") from None
+        raise ValueError(f"--score {name} cannot be found: {error}") from None
     return by_text(make(model))

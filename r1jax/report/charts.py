@@ -45,6 +45,7 @@ class Axis:
     zero: bool = True  # zero is on the axis
     log: bool = False
     limit: float | None = None  # a level that is marked
+    mark: float | None = None  # a step that is marked
     across: str = "step"  # what the points lie along
     doubling: bool = False  # along powers of two; the points lie above 0
 
@@ -244,6 +245,8 @@ def _frame(series: Sequence[Series], axis: Axis, right: float) -> _Frame:
         along, first = math.log2, min(steps)
         powers = range(math.ceil(along(first)), math.floor(along(last)) + 1)
         x_ticks = [2.0**power for power in powers[:: -(-len(powers) // 6) or 1]]
+        if len(x_ticks) < 2:  # all within a factor of two, or nearly
+            x_ticks = [tick for tick in ticks(first, last) if first <= tick <= last] or [first]
     if axis.log:
         positive = [value for value in values if value > 0] or [1.0]
         low, high = min(positive), max(positive)
@@ -306,6 +309,10 @@ def _grid(frame: _Frame) -> str:
         y = frame.y(axis.limit)
         parts.append(_rule(LEFT, y, frame.right, y, "limit"))
         parts.append(_text(frame.right + 7, y + 3.5, "limit", "tick"))
+    if axis.mark is not None:
+        x = frame.x(axis.mark)
+        parts.append(_rule(x, TOP, x, foot, "limit"))
+        parts.append(_text(x, TOP - 4, "take-off", "tick mid"))
     return "".join(parts)
 
 

@@ -5,14 +5,25 @@ from html import escape
 
 from r1jax.progress import duration
 from r1jax.report import curves
-from r1jax.report.charts import NUM_COLOURS
-from r1jax.report.data import RunData, costs, evaluations, interval, unfinished
+from r1jax.report.charts import NUM_COLOURS, number
+from r1jax.report.data import (
+    Row,
+    RunData,
+    costs,
+    devices,
+    evaluations,
+    interval,
+    total,
+    unfinished,
+)
 
 
 def comparison(runs: Sequence[RunData]) -> str:
     """The page's body."""
     names = _names(runs)
-    parts = [f"<h1>{len(runs)} runs compared</h1>", _table(runs, names)]
+    parts = [f"<h1>{len(runs)} runs compared</h1>"]
+    parts.append(_table(RESULTS, [_results(run) for run in runs], names))
+    parts.append(_cost_table(runs, names))
     parts.append(
         '<p class="soft">Noisy lines are moving means; pointing at a chart shows each step.</p>\n'
     )
@@ -36,23 +47,52 @@ def _names(runs: Sequence[RunData]) -> list[str]:
     return [str(run.folder) for run in runs]
 
 
-def _table(runs: Sequence[RunData], names: Sequence[str]) -> str:
-    head = ["run", "held-out accuracy", "95% intervals", "points", "attempts", "tokens", "time"]
+def _table(head: Sequence[str], runs: Sequence[Sequence[str]], names: Sequence[str]) -> str:
+    """A line for each run, with its colour and what is said of it."""
     lines = []
-    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+    for i, (texts, name) in enumerate(zip(runs, names, strict=True)):
         cells = [f'<td><i class="chip c{i % NUM_COLOURS}"></i>{escape(name)}</td>']
-        cells += [f'<td class="n">{cell}</td>' for cell in _results(run)]
+        cells += [f'<td class="n">{text}</td>' for text in texts]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     titles = "".join(f"<th{' class=n' * (i > 0)}>{name}</th>" for i, name in enumerate(head))
     return f'<div class="scroll"><table><tr>{titles}</tr>{"".join(lines)}</table></div>\n'
 
 
+RESULTS = (
+    *("run", "held-out accuracy", "95% intervals", "points"),
+    *("attempts", "tokens", "reflections take off"),
+)
+
+
+def _cost_table(runs: Sequence[RunData], names: Sequence[str]) -> str:
+    """What each run took: training and inference apart, device-hours, and dollars where known."""
+    known = [here for run in runs if (here := devices(run)) is not None]
+    head = ["run", "time", "training", "inference"]
+    head += [f"{' or '.join(sorted({here.name for here in known}))}-hours"] if known else []
+    head += ["cost"] if any(here.price is not None for here in known) else []
+    lines = []
+    for run in runs:
+        spent, here = total(costs(run)), devices(run)
+        time = duration(spent.seconds) + (" (unfinished)" if unfinished(run) else "")
+        texts = [time, duration(spent.training), duration(spent.inference)]
+        texts.append(number(here.hours(spent.seconds)) if here else "")
+        texts.append(here.dollars(spent.seconds) if here else "")
+        lines.append(texts[: len(head) - 1])
+    return _table(head, lines, names)
+
+
+def _take_off(rows: Sequence[Row]) -> str:
+    """The step at which a stage's reflections take off."""
+    if not any(curves.REFLECTIONS in row for row in rows):
+        return ""
+    step = curves.aha(rows)
+    return "none" if step is None else f"step {step:,}"
+
+
 def _results(run: RunData) -> list[str]:
-    time = duration(sum(cost.seconds for cost in costs(run)))
-    time += " (unfinished)" if unfinished(run) else ""
     found = evaluations(run)
     if found is None:
-        return ["", "", "", "", "", time]
+        return [""] * (len(RESULTS) - 1)
     first, last = found.first, found.last
 
     def change(name: str, form: str) -> str:
@@ -68,7 +108,7 @@ def _results(run: RunData) -> list[str]:
         f"{points:+.1f}",
         change("test/attempts", ".2f"),
         change("test/length", ".1f"),
-        time,
+        _take_off(run.stages[found.stage]),
     ]
 
 

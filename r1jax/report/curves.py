@@ -1,12 +1,15 @@
 """Which metrics a report draws, under which headings and names."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from r1jax.monitors import GAP_LIMIT
 from r1jax.report.charts import NUM_COLOURS, Axis, Series, line_chart
 from r1jax.report.data import Row
+from r1jax.report.takeoff import take_off
 
+REFLECTIONS = "reflections"  # the count whose take-off is looked for
 SHARE, WHOLE, AROUND = Axis(share=True), Axis(share=True, whole=True), Axis(zero=False)
 
 
@@ -17,6 +20,7 @@ class Spec(NamedTuple):
     note: str
     names: Mapping[str, str]
     axis: Axis = Axis()
+    rare: bool = False  # left out where all is 0
 
 
 CHARTS: Mapping[str, Sequence[Spec]] = {
@@ -39,13 +43,27 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
             {"wrong_give_ups": ""},
             SHARE,
         ),
-        Spec("Reflections", "per answer", {"reflections": ""}),
+        Spec("Reflections", "per answer", {REFLECTIONS: ""}),
         Spec("Cut off", "share of answers that hit the length limit", {"cut": ""}, SHARE),
         Spec(
             "Right steps",
             "share right of sums, verdicts, uses of numbers",
             {"right_sums": "sums", "right_verdicts": "verdicts", "right_numbers": "numbers"},
             WHOLE,
+        ),
+        Spec("Steps", "marks of steps in an answer", {"steps": ""}),
+        Spec("Repeated", "share of 20-grams that stood before", {"repeated": ""}, SHARE),
+        Spec(
+            "Length of text",
+            "characters of an answer",
+            {"characters": "all", "text_characters": "no code", "reasoning_characters": "thinking"},
+        ),
+        Spec(
+            "Code",
+            "share of answers with a block of it, and of all characters",
+            {"code_answers": "answers", "code_share": "characters"},
+            WHOLE,
+            rare=True,
         ),
     ),
     "The optimisation": (
@@ -116,13 +134,14 @@ def sections(rows: Iterable[Row]) -> Iterator[tuple[str, list[Spec]]]:
     """The charts that `rows` have data for, by heading; unknown metrics come last, by name."""
     rows = list(rows)
     names = {name.removeprefix("test/") for row in rows for name in row} - HIDDEN
-    faults = {name for row in rows for name in FAULTS if row.get(name) or row.get(f"test/{name}")}
-    names = sorted(names - (FAULTS - faults))
+    seen = {name.removeprefix("test/") for row in rows for name, value in row.items() if value}
+    names = sorted(names - (FAULTS - seen))
     parts = {name: name.removeprefix("reward/") for name in names if name.startswith("reward/")}
     known = set(parts)
     for heading, specs in CHARTS.items():
         found = [spec for spec in specs if any(name in names for name in spec.names)]
         known |= {name for spec in found for name in spec.names}
+        found = [spec for spec in found if not spec.rare or seen & spec.names.keys()]
         if heading == "What is learned" and len(parts) > 1:
             found.insert(2, Spec("Reward by part", "means over a rollout's answers", parts))
         if found:
@@ -138,6 +157,11 @@ def _words(name: str) -> str:
 
 def points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
     return [(row["step"], row[name]) for row in rows if name in row]
+
+
+def aha(rows: Sequence[Row]) -> float | None:
+    """The step at which a stage's count of reflections takes off, or None."""
+    return take_off(points(rows, REFLECTIONS))
 
 
 def held_out(rows: Sequence[Row], name: str, label: str, colour: int) -> Series:
@@ -158,7 +182,8 @@ def chart(spec: Spec, rows: Sequence[Row]) -> str:
         series.append(line)
         if not several:
             series.append(held_out(rows, name, "held-out", 1))
-    return line_chart(spec.title, spec.note, series, spec.axis)
+    axis = replace(spec.axis, mark=aha(rows)) if REFLECTIONS in spec.names else spec.axis
+    return line_chart(spec.title, spec.note, series, axis)
 
 
 def overlay(spec: Spec, runs: Sequence[Sequence[Row]], names: Sequence[str]) -> str:

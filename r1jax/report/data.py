@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1jax import metrics
+from r1jax.data.files import records
 from r1jax.fields import by_path, lines_of
 from r1jax.metrics import ELAPSED
+from r1jax.report.charts import number
 
 Row = Mapping[str, Any]
 
@@ -103,28 +105,98 @@ def _after(names: Sequence[str], name: str) -> Sequence[str]:
     return names[list(names).index(name) + 1 :]
 
 
-class StageCost(NamedTuple):
-    """Seconds that a stage took, and how many of them its rollouts and updates."""
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds that a stage took, and what for. What is left is scoring, compiling and saving."""
 
     stage: str
-    step: int
+    step: int | None = None
     seconds: float
-    rollout: float
-    update: float
+    training: float = 0.0
+    rollout: float = 0.0
+    building: float = 0.0  # of data
+    evaluation: float = 0.0
+
+    @property
+    def inference(self) -> float:
+        return self.rollout + self.building + self.evaluation
+
+    @property
+    def other(self) -> float:
+        return max(0.0, self.seconds - self.training - self.inference)
 
 
-def costs(run: RunData) -> list[StageCost]:
-    """Each stage's time. Rollout and update are 0 where not every step has a row."""
+def costs(run: RunData) -> list[Cost]:
+    """Each stage's time, in order.
+
+    Of a stage with rollouts the updates are training; all of another one is, unless it builds data.
+    Where not every step of a stage with rollouts has a row, rollouts and training are 0.
+    """
     found, before = [], 0.0
     for stage, rows in run.stages.items():
         end = max((row[ELAPSED] for row in rows if ELAPSED in row), default=before)
-        timed = [row for row in rows if "time/rollout" in row and "time/update" in row]
-        whole = len(timed) >= rows[-1]["step"]
-        rollout = sum(row["time/rollout"] for row in timed) * whole
-        update = sum(row["time/update"] for row in timed) * whole
-        found.append(StageCost(stage, rows[-1]["step"], end - before, rollout, update))
+        seconds, step = end - before, rows[-1]["step"]
         before = end
+        spent = {"evaluation": sum(row.get("time/evaluate", 0.0) for row in rows)}
+        timed = [row for row in rows if "time/rollout" in row and "time/update" in row]
+        if run.settings.get(stage) == "Build":
+            spent = {"building": seconds}
+        elif not timed:
+            spent["training"] = seconds - spent["evaluation"]
+        elif len(timed) >= step:
+            spent["rollout"] = sum(row["time/rollout"] for row in timed)
+            spent["training"] = sum(row["time/update"] for row in timed)
+        found.append(Cost(stage=stage, step=step, seconds=seconds, **spent))
     return found
+
+
+def afterwards(run: RunData) -> Cost | None:
+    """The time of the evaluations that `r1jax.evaluate` left in the run's folder; None: of none.
+
+    Raises:
+      ValueError: A file is damaged.
+    """
+    folder = run.folder / "evaluations"
+    first = [records(file)[0] for file in sorted(folder.glob("*.curves.jsonl"))]
+    summaries = [_json(file) for file in sorted(folder.glob("*.json"))]
+    seconds = sum(each.get(ELAPSED, 0.0) for each in (*first, *summaries))
+    if not seconds:
+        return None
+    return Cost(stage="evaluated afterwards", seconds=seconds, evaluation=seconds)
+
+
+def total(found: Sequence[Cost]) -> Cost:
+    """The sum of some costs."""
+    names = ("seconds", "training", "rollout", "building", "evaluation")
+    sums = {name: sum(getattr(each, name) for each in found) for name in names}
+    return Cost(stage="all", **sums)
+
+
+class Devices(NamedTuple):
+    """What a run had to compute with, as machine.json says: of several machines, the last."""
+
+    count: float
+    name: str  # of one
+    price: float | None  # of one for an hour, in dollars
+
+    def hours(self, seconds: float) -> float:
+        """Of all devices together."""
+        return seconds / 3600 * self.count
+
+    def dollars(self, seconds: float) -> str:
+        """What they cost, or "" if there is no price."""
+        if self.price is None:
+            return ""
+        cost = self.hours(seconds) * self.price
+        return f"${cost:,.2f}" if cost >= 0.1 else f"${number(cost)}"
+
+
+def devices(run: RunData) -> Devices | None:
+    """The accelerators, or a CPU's cores; None if no machine.json says."""
+    price = run.settings.get("price", "None")
+    name = "device" if "devices" in run.machine and run.machine.get("device") != "cpu" else "core"
+    count = run.machine.get("devices" if name == "device" else "cores")
+    return Devices(count, name, None if price == "None" else float(price)) if count else None
 
 
 def pairs(folder: Path, stage: str) -> list[tuple[Row, Row]]:

@@ -11,16 +11,21 @@ from r1jax.progress import duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS, change, interval_chart, number
 from r1jax.report.data import (
+    Cost,
+    Devices,
     Evaluations,
     Row,
     RunData,
-    StageCost,
+    afterwards,
     costs,
+    devices,
     evaluations,
     interval,
     pairs,
+    total,
     unfinished,
 )
+from r1jax.report.takeoff import DEVIATIONS, FEWEST, SMOOTHED
 
 NUM_PROBLEMS = 8  # shown with their answers before and after
 KINDS = {
@@ -107,10 +112,12 @@ def _facts(run: RunData, found: Evaluations | None) -> str:
             one = found.first is found.last
             text = number(ends[0], share=share) if one else change(*ends, share=share)
             facts.append((title, text, "held-out problems"))
-    seconds = sum(cost.seconds for cost in costs(run))
+    seconds, here = total(costs(run)).seconds, devices(run)
     if seconds:
-        cores = run.machine.get("cores")
-        note = f"{seconds / 3600 * cores:.2g} core-hours on {cores} cores" if cores else ""
+        note = ""
+        if here is not None:
+            note = f"{number(here.hours(seconds))} {here.name}-hours on {here.count:g} {here.name}s"
+            note += f", {here.dollars(seconds)}" if here.price is not None else ""
         facts.append(("Time", duration(seconds), note))
     entries = [
         f"<div><dt>{title}</dt><dd>{text}<small>{note}</small></dd></div>"
@@ -145,12 +152,26 @@ def stage(run: RunData, name: str) -> str:
     )
     if any("test/accuracy_low" in row for row in rows):
         text += " Dots are evaluations on held-out problems; the shade is a 95% interval."
-    parts.append(f'<p class="soft">{text}</p>')
+    parts.append(f'<p class="soft">{text}</p>{_aha(rows)}')
     for heading, specs in curves.sections(rows):
         charts = "".join(curves.chart(spec, rows) for spec in specs)
         if charts:
             parts.append(f'<h3>{heading}</h3><div class="charts">\n{charts}</div>\n')
     return "".join(parts)
+
+
+def _aha(rows: Sequence[Row]) -> str:
+    """Whether reflections take off, in words, where there are enough of them to tell."""
+    if len(curves.points(rows, curves.REFLECTIONS)) < FEWEST:
+        return ""
+    step = curves.aha(rows)
+    text = "Reflections do not take off: there is no step from which on"
+    if step is not None:
+        text = f"Reflections take off at step {step:,}: from there on"
+    return (
+        f"<p>{text} their mean over {SMOOTHED} steps stays more than {DEVIATIONS:g} standard "
+        "deviations above the mean of the first tenth of the steps.</p>"
+    )
 
 
 def _row_counts(run: RunData, name: str) -> str:
@@ -253,55 +274,83 @@ def _shown(text: str) -> str:
 
 # --------------------------------------------------------------------------- cost and origin
 
+SPENT = {  # what time is spent on -> the heading
+    "training": "training",
+    "rollout": "rollout",
+    "building": "data building",
+    "evaluation": "evaluation",
+    "other": "other",
+}
+
 
 def cost(run: RunData) -> str:
-    """Where the time went, and on what machine."""
+    """Where the time went, on what machine, and what it cost."""
     found = costs(run)
-    total = sum(each.seconds for each in found)
-    if not total:
+    if not total(found).seconds:
         return ""
-    cores = run.machine.get("cores")
-    head = ["stage", "steps", "time", "rollout", "update", "other", *["core-hours"] * bool(cores)]
-    body = [_cost_cells(each.stage, f"{each.step:,}", each, cores) for each in found]
-    sums = StageCost("all", 0, total, 0.0, 0.0)
-    rows = [f"<tr>{''.join(cells)}</tr>" for cells in body]
+    bar = _bar(found, total(found).seconds)
+    if later := afterwards(run):
+        found.append(later)
+    sums, here = total(found), devices(run)
+    kinds = [kind for kind in SPENT if getattr(sums, kind)]
+    priced = here is not None and here.price is not None
+    head = ["stage", "steps", "time", *(SPENT[kind] for kind in kinds)]
+    head += [f"{here.name}-hours"] if here else []
+    head += ["cost"] if priced else []
+    rows = [f"<tr>{_cost_cells(each, kinds, here)}</tr>" for each in found]
     if len(found) > 1:
-        rows.append(f'<tr class="sum">{"".join(_cost_cells("all", "", sums, cores))}</tr>')
+        rows.append(f'<tr class="sum">{_cost_cells(sums, kinds, here)}</tr>')
     titles = "".join(f"<th{' class=n' * (i > 0)}>{name}</th>" for i, name in enumerate(head))
     machine = " · ".join(f"{escape(name)}: {escape(str(x))}" for name, x in run.machine.items())
     return (
-        f'<h2>Time and cost</h2>{_bar(found, total)}<div class="scroll"><table>'
+        f'<h2>Time and cost</h2>{bar}<div class="scroll"><table>'
         f"<tr>{titles}</tr>{''.join(rows)}</table></div>"
-        f'<p class="soft">{machine}</p>\n'
+        f'{_two_kinds(sums, here)}<p class="soft">{machine}</p>\n'
     )
 
 
-def _cost_cells(name: str, steps: str, each: StageCost, cores: float | None) -> list[str]:
-    split = each.rollout + each.update > 0
-    times = [each.rollout, each.update, each.seconds - each.rollout - each.update]
-    texts = [steps, duration(each.seconds)]
-    texts += [duration(max(0.0, seconds)) if split else "" for seconds in times]
-    texts += [f"{each.seconds / 3600 * cores:.2g}"] if cores else []
-    return [f"<td>{escape(name)}</td>", *(f'<td class="n">{text}</td>' for text in texts)]
+def _two_kinds(sums: Cost, here: Devices | None) -> str:
+    """What went into training and what into inference."""
+    parts = []
+    for name, seconds in (("Training", sums.training), ("inference", sums.inference)):
+        text = f"{name} took {duration(seconds)}"
+        if here is not None:
+            text += f" ({number(here.hours(seconds))} {here.name}-hours"
+            text += f", {here.dollars(seconds)})" if here.price is not None else ")"
+        parts.append(text)
+    return (
+        f"<p>{', '.join(parts)}. Inference is rollouts, data building and evaluations; what is "
+        "neither is scoring, compiling and saving.</p>"
+    )
 
 
-def _bar(found: Sequence[StageCost], total: float) -> str:
-    """Each stage's share of the time, its rollouts and updates apart where they are known."""
+def _cost_cells(each: Cost, kinds: Sequence[str], here: Devices | None) -> str:
+    texts = [f"{each.step:,}" if each.step is not None else "", duration(each.seconds)]
+    spent = [getattr(each, kind) for kind in kinds]
+    texts += [duration(seconds) if seconds else "" for seconds in spent]
+    if here is not None:
+        texts.append(number(here.hours(each.seconds)))
+        texts += [here.dollars(each.seconds)] if here.price is not None else []
+    cells = "".join(f'<td class="n">{text}</td>' for text in texts)
+    return f"<td>{escape(each.stage)}</td>{cells}"
+
+
+def _bar(found: Sequence[Cost], seconds: float) -> str:
+    """Each stage's share of the run's time, by what it was spent on where that is known."""
     pieces = []
     for each in found:
-        rest = max(0.0, each.seconds - each.rollout - each.update)
-        if each.rollout + each.update:
-            pieces.append((f"{each.stage}: rollout", each.rollout))
-            pieces.append((f"{each.stage}: update", each.update))
-            pieces.append((f"{each.stage}: evaluation and other", rest))
-        else:
-            pieces.append((each.stage, each.seconds))
+        spent = {kind: getattr(each, kind) for kind in SPENT if getattr(each, kind)}
+        whole = len(spent) == 1
+        pieces += [
+            (each.stage if whole else f"{each.stage}: {SPENT[kind]}", part)
+            for kind, part in spent.items()
+        ]
     bar, key = [], []
-    for i, (name, seconds) in enumerate(pieces):
-        share = f"{seconds / total:.1%}"
-        title = f"{escape(name)}: {duration(seconds)}, {share}"
+    for i, (name, part) in enumerate(pieces):
+        share = f"{part / seconds:.1%}"
+        title = f"{escape(name)}: {duration(part)}, {share}"
         colour = f"c{i % NUM_COLOURS}"
-        bar.append(f'<i class="{colour}" style="flex-grow:{seconds:.3f}" title="{title}"></i>')
+        bar.append(f'<i class="{colour}" style="flex-grow:{part:.3f}" title="{title}"></i>')
         key.append(f'<span><i class="chip {colour}"></i>{escape(name)} {share}</span>')
     return f'<div class="bar">{"".join(bar)}</div><p class="key">{"".join(key)}</p>'
 

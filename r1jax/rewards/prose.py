@@ -1,4 +1,4 @@
-"""Measures of answers in natural language: reflection, steps, repetition, length of thinking."""
+"""Measures of how answers are written: reflection, steps, repetition, code, lengths."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +51,8 @@ _CHINESE = re.compile("|".join(REFLECTION_WORDS_CHINESE))
 # Open-R1's pattern. It has no MULTILINE flag, so the number of a list counts only where the whole
 # text begins with it.
 _STEP = re.compile(r"(Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,)")
+# What opens a block of code, and what may follow on the line: after backticks, no further ones.
+_FENCE = re.compile(r"[^\S\n]*(?P<marks>`{3,}(?=[^`]*$)|~{3,})")
 
 
 def observe(row: Mapping[str, Any], answer: str) -> dict[str, float]:
@@ -61,15 +63,25 @@ def observe(row: Mapping[str, Any], answer: str) -> dict[str, float]:
     repeated               share of its 20-grams of words that stood in it before
     characters             length of the text
     reasoning_characters   length of its part before `</think>`
+    text_characters        length without fenced blocks of code
+    code_share             share of its characters in such blocks; 0.0 of an empty text
+    code_answers           1.0 if it holds one, else 0.0
+
+    A model that writes less and less code gives shorter answers while its reasoning grows: hence
+    the two apart, for all answers, with code or without.
 
     Source of the list: arXiv:2501.12948v2.
     """
+    code = code_characters(answer)
     return {
         "reflections": float(reflections(answer)),
         "steps": float(len(_STEP.findall(answer))),
         "repeated": repeated_share(answer.lower().split(), size=20),
         "characters": float(len(answer)),
         "reasoning_characters": float(len(reasoning(answer))),
+        "text_characters": float(len(answer) - code),
+        "code_share": code / len(answer) if code else 0.0,
+        "code_answers": float(code > 0),
     }
 
 
@@ -77,6 +89,27 @@ def reflections(text: str) -> int:
     """How many of the words that R1 counts as reflection a text holds, English and Chinese."""
     english = sum(word in REFLECTION_WORDS for word in _ENGLISH.findall(text.lower()))
     return english + sum(1 for _ in _CHINESE.finditer(text))
+
+
+def code_characters(text: str) -> int:
+    """How many characters of a text are in fenced blocks of code, fences and line ends included.
+
+    A block begins with a line of three or more backticks or tildes and ends with a line of nothing
+    but as many of the same, or more, or with the text. Spaces before them do not count, so blocks
+    in lists are found too. Code within a line (`x`) and indented code are text.
+
+    Source: CommonMark 0.31, fenced code blocks, but for the spaces.
+    """
+    total, fence = 0, ""
+    for line in re.split(r"(?<=\n)", text):  # splitlines knows other line ends too
+        found = _FENCE.match(line.rstrip())
+        marks = found["marks"] if found else ""
+        total += len(line) if fence or marks else 0
+        if not fence:
+            fence = marks
+        elif marks.startswith(fence) and line.strip() == marks:
+            fence = ""
+    return total
 
 
 def reasoning_steps(row: Mapping[str, Any], answer: str, *, enough: int = 3) -> float:
