@@ -111,7 +111,7 @@ def test_log_probabilities_are_the_trainers(
 
     @jax.jit
     def trainer(tokens: jax.Array, position: jax.Array, segment: jax.Array) -> jax.Array:
-        hidden, _ = decoder.forward(CFG, params, tokens, position, segment)
+        hidden = decoder.run(CFG, params, tokens, position, segment).hidden
         temperature = sampling.temperature or 1.0
         return token_logp(hidden[:, :-1], params["embed"], tokens[:, 1:], temperature=temperature)[
             0

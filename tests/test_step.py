@@ -238,9 +238,9 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
 def test_temperature_divides_the_logits() -> None:
     params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
     batch = alone(a_rollout(), {"weight": np.zeros((12, 20), np.float32)})
-    hidden, _ = decoder.forward(
+    hidden = decoder.run(
         CFG, params, *(jnp.asarray(x) for x in (batch.tokens, batch.position, batch.segment))
-    )
+    ).hidden
     logp = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T / 0.5)
     expected = np.take_along_axis(np.asarray(logp), batch.tokens[:, 1:, None], -1)[..., 0]
     found = np.asarray(make_logp(CFG)(params, batch, 0.5)[0])[:, 1:]
