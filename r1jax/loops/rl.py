@@ -181,7 +181,7 @@ def collect_answers(
     kept_rows, rollouts, found = [], [], []
     scorer = schedules.resolve(scorer, step)  # weights of rewards may change
     timed = {"sample": 0.0, "score": 0.0}
-    tokens, asked = 0, 0
+    tokens, slot_steps, asked = 0, 0, 0
     for turn in range(cfg.rounds):
         began = time.monotonic()
         first = ((step - 1) * cfg.rounds + turn) * cfg.prompts
@@ -195,6 +195,7 @@ def collect_answers(
         timed["sample"] += sampled - began
         timed["score"] += time.monotonic() - sampled
         tokens += int(rollout.answer_length.sum())
+        slot_steps += int(rollout.slot_steps)
         asked += cfg.prompts
         kept = np.ones(cfg.prompts, bool)
         if cfg.select is not None:
@@ -212,6 +213,7 @@ def collect_answers(
         "time/rollout": timed["sample"],
         "time/score": timed["score"],
         "time/rollout_tokens_per_s": tokens / timed["sample"],
+        "slots_busy": tokens / slot_steps,
         "kept": len(kept_rows) / asked,
     }
     return Collected(
@@ -220,14 +222,19 @@ def collect_answers(
 
 
 def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[str, float]:
-    """Means over a rollout's answers. What an answer could not be judged on is left out."""
+    """Means over a rollout's answers. What an answer could not be judged on is left out.
+
+    Groups of which nothing could be judged are among the `equal_groups`: they teach nothing either.
+    """
     groups = scored.reward.reshape(-1, cfg.group)
+    judged = ~np.isnan(groups)
+    highest = np.where(judged, groups, -np.inf).max(axis=1)
+    lowest = np.where(judged, groups, np.inf).min(axis=1)
     values = {
-        "reward": float(np.nanmean(scored.reward)) if not np.isnan(groups).all() else 0.0,
-        "unjudged": float(np.isnan(scored.reward).mean()),
-        "equal_groups": float(np.mean(np.nanmax(groups, 1) == np.nanmin(groups, 1))),
+        "reward": float(groups[judged].mean()) if judged.any() else 0.0,
+        "unjudged": float(np.mean(~judged)),
+        "equal_groups": float(np.mean(highest <= lowest)),
         "decode_steps": float(rollout.decode_steps),
-        "slots_busy": float(rollout.answer_length.sum() / rollout.slot_steps),
         **answer_means(rollout, scored),
     }
     if rollout.drafted is not None:
