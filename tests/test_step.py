@@ -232,6 +232,8 @@ def test_log_probabilities_do_not_change_with_the_devices(mesh: str) -> None:
 def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
     with pytest.raises(ValueError, match="multiply to the 4 devices there are, got data=3"):
         sharding.make_mesh(settings.Mesh(data=3))
+    with pytest.raises(ValueError, match="context must be 1: nothing is split over it, got 2"):
+        sharding.make_mesh(settings.Mesh(context=2))
     assert dict(sharding.make_mesh(settings.Mesh(fsdp=2)).shape)["data"] == 2
 
 
