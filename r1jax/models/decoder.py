@@ -209,9 +209,9 @@ def run(
             x,
             position,
             (segment, prompt),
-            given,
-            keep_cache,
-            keep_routing,
+            choices=given,
+            keep_cache=keep_cache,
+            keep_routing=keep_routing,
         )
         caches.append(cache)
         routings.append(routing)
@@ -229,6 +229,7 @@ def _layers(
     x: jax.Array,
     position: jax.Array,
     segments: tuple[jax.Array, jax.Array | None],
+    *,
     choices: jax.Array | None,
     keep_cache: bool,
     keep_routing: bool,
