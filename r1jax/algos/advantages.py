@@ -216,9 +216,8 @@ def on_tokens(
     rollout: Rollout, *, advantage: Advantage, tokens: Callable[[Rollout], Bool[np.ndarray, "B A"]]
 ) -> Float[Array, "B A"]:
     """`advantage` of the rollout at the tokens that tokens(rollout), such as
-    `selection.top_entropy`, chooses; 0 at the others, which then move the policy by no ratio.
-
-    What the loss divides by stays: it is of all tokens.
+    `selection.top_entropy`, chooses; 0 at the others, to which the policy's term of a loss then
+    gives no gradient. What a loss divides by stays that of all tokens.
     """
     return jnp.where(jnp.asarray(tokens(rollout)), advantage(rollout), 0.0)
 
