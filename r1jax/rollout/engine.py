@@ -13,7 +13,8 @@ When the queue is empty and half of the slots are idle, the others move together
 on with half as many, again and again: the last long answers do not pay for the slots of the short
 ones.
 
-Where a mesh splits the batch, each device has a queue, slots and a loop of its own.
+Where a mesh splits the batch, each device has a queue, slots and a loop of its own. Devices over
+which experts are spread send each other tokens at every step, so their loops go on together.
 """
 
 import math
@@ -40,17 +41,19 @@ from r1jax.rollout.sampling import (
     of_divided,
 )
 from r1jax.rollout.slots import (
+    Advance,
     Queue,
     Run,
     Slots,
     Work,
     as_rollout,
+    drain,
     empty_slots,
     next_answer,
     one_by_one,
     prepare,
 )
-from r1jax.sharding import RULES
+from r1jax.sharding import RULES, is_leaf, spec
 from r1jax.types import Limits, Params, Prompts, Rollout
 
 CHUNK = 64  # columns of the ring's first chunk
@@ -107,12 +110,13 @@ def make_engine(
         params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits = own
     ) -> Rollout:
         params = decoder.compute_weights(cfg, params)
-        return over_devices(run, params, prompts, key, limits, slots=engine.slots)
+        return over_devices(cfg, run, params, prompts, key, limits, slots=engine.slots)
 
     return generate
 
 
 def over_devices(
+    cfg: settings.Decoder,
     run: Run,
     params: Params,
     prompts: Prompts,
@@ -123,10 +127,11 @@ def over_devices(
 ) -> Rollout:
     """`run` on each device's share of the prompts and slots, by the mesh that is set.
 
-    Devices that split the batch do not wait for each other at a token, and each needs the weights
-    whole, but for what `tensor` splits. Prompts are filled up with empty ones to a multiple of the
-    devices, and the rollout has their answers too; `decode_steps` and `slot_steps` are one for each
-    device: `to_host` puts it right, as a collective here would make devices wait.
+    Devices that split the batch do not wait for each other at a token, but for those along `expert`
+    that each hold a part of the experts. All other weights a device needs whole, but for what
+    `tensor` splits. Prompts are filled up with empty ones to a multiple of the devices, and the
+    rollout has their answers too; `decode_steps` and `slot_steps` are one for each device:
+    `to_host` puts it right, as a collective here would make devices wait.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in RULES["batch"] if mesh.shape.get(axis, 1) > 1)
@@ -142,10 +147,17 @@ def over_devices(
         rollout = run(params, prompts, key, limits, -(-slots // parts))
         return jax.tree.map(lambda x: x if x.ndim else x[None], rollout)
 
+    # Of a weight that is no decoder's, such as a value head's, nothing is said by its leaves.
+    spread = jax.tree.map(
+        lambda leaf: spec(leaf.shape, leaf.axes, {"expert": mesh.shape.get("expert", 1)}),
+        decoder.leaves(cfg),
+        is_leaf=is_leaf,
+    )
+    weights = {name: spread.get(name, PartitionSpec()) for name in params}
     split = PartitionSpec(axes)
     return jax.shard_map(
         share,
-        in_specs=(PartitionSpec(), split, PartitionSpec(), PartitionSpec()),
+        in_specs=(weights, split, PartitionSpec(), PartitionSpec()),
         out_specs=split,
         axis_names=set(axes),
         check_vma=False,
@@ -161,22 +173,16 @@ def make_run(
         params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits, slots: int
     ) -> Rollout:
         work = prepare(cfg, engine, params, prompts, key, group=group)
-        advance = make_advance(cfg, engine, params, limits, stop)
-
-        def body(loop: Loop) -> Loop:
-            loop, done, stopped = advance(loop)
-            with jax.named_scope("refill"):
-                return refill(loop, done, stopped, work)
-
         loop = empty_loop(cfg, engine, work, slots)
-        everyone = jnp.ones(loop.slots.item.shape, bool)
-        loop = refill(loop, everyone, ~everyone, work)
-        for enough in (*slot_counts(len(everyone))[1:], 0):
-            loop = jax.lax.while_loop(
-                lambda loop, n=enough: jnp.sum(loop.slots.item >= 0) > n, body, loop
-            )
-            if enough:
-                loop = keep_busy(loop, enough)
+        loop = drain(
+            loop,
+            make_advance(cfg, engine, params, limits, stop),
+            refill,
+            work,
+            together="expert" if moe.are_spread(cfg, params) else None,
+            fewer=slot_counts(len(loop.slots.item))[1:],
+            shrink=keep_busy,
+        )
         return as_rollout(work, loop.queue, decode_steps=loop.step, slot_steps=loop.slot_steps)
 
     return run
@@ -188,7 +194,7 @@ def make_advance(
     params: Params,
     limits: Limits,
     stop: tuple[int, ...],
-) -> Callable[[Loop], tuple[Loop, jax.Array, jax.Array]]:
+) -> Advance[Loop]:
     """The function loop -> (loop, whose answer is done, whose ended by itself): one token each."""
     sampler = make_sampler(of_divided(engine.sampling))
     logits_of = partial(next_logits, engine.sampling, limits, decoder.head(cfg, params))

@@ -4,8 +4,8 @@ A fixed number of slots decode side by side, each at an answer of its own. One w
 hands it out and takes the next (prompt, sample) of the queue, inside the compiled loop.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from r1jax.types import Limits, Params, Prompts, Rollout
 
 # (params, prompts, key, limits, slots) -> Rollout, on one device's share of the prompts
 Run = Callable[[Params, Prompts, jax.Array, Limits, int], Rollout]
-Carry = TypeVar("Carry")
 
 
 class Work(NamedTuple):
@@ -112,15 +111,62 @@ def empty_slots(
     return slots, queue
 
 
+@runtime_checkable
+class HasSlots(Protocol):
+    """What a token loop carries, whatever else is in it."""
+
+    @property
+    def slots(self) -> Slots: ...
+
+
+Loop = TypeVar("Loop", bound=HasSlots)
+Advance = Callable[[Loop], tuple[Loop, jax.Array, jax.Array]]  # see `make_advance` of each loop
+
+
+def drain(
+    loop: Loop,
+    advance: Advance[Loop],
+    refill: Callable[[Loop, jax.Array, jax.Array, Work], Loop],
+    work: Work,
+    *,
+    together: str | None,
+    fewer: Sequence[int] = (),
+    shrink: Callable[[Loop, int], Loop] = lambda loop, count: loop,
+) -> Loop:
+    """The loop when all of the work is done, from one whose slots have no answer yet.
+
+    It steps by `advance` and `refill`. Once no more than one of the numbers `fewer` of slots are
+    busy, it goes on with so many, by `shrink`. Devices along the mesh axis `together` take the
+    same steps: as many as the one that has most to do.
+    """
+
+    def busy(loop: Loop) -> Int[Array, ""]:
+        count = jnp.sum(loop.slots.item >= 0)
+        return count if together is None else jax.lax.pmax(count, together)
+
+    def body(loop: Loop) -> Loop:
+        loop, done, stopped = advance(loop)
+        with jax.named_scope("refill"):
+            return refill(loop, done, stopped, work)
+
+    everyone = jnp.ones(loop.slots.item.shape, bool)
+    loop = refill(loop, everyone, ~everyone, work)
+    for enough in (*fewer, 0):
+        loop = jax.lax.while_loop(lambda loop, n=enough: busy(loop) > n, body, loop)
+        if enough:
+            loop = shrink(loop, enough)
+    return loop
+
+
 def one_by_one(
-    turn: Callable[[Carry, Int[Array, ""]], Carry], loop: Carry, pending: Bool[Array, " S"]
-) -> Carry:
+    turn: Callable[[Loop, Int[Array, ""]], Loop], loop: Loop, pending: Bool[Array, " S"]
+) -> Loop:
     """The loop after turn(loop, s) for each slot s that is `pending`.
 
     One slot per turn of an inner loop, so the work is per answer and not per token.
     """
 
-    def step(carry: tuple[Carry, jax.Array]) -> tuple[Carry, jax.Array]:
+    def step(carry: tuple[Loop, jax.Array]) -> tuple[Loop, jax.Array]:
         loop, pending = carry
         s = jnp.argmax(pending)
         return turn(loop, s), pending.at[s].set(False)

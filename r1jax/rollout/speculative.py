@@ -8,7 +8,6 @@ where token t of the sequence lies in column t; a guess that was wrong is writte
 Source: DeepSeek-V3, arXiv:2412.19437, section 5.4.3.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -28,11 +27,13 @@ from r1jax.rollout.sampling import (
     of_divided,
 )
 from r1jax.rollout.slots import (
+    Advance,
     Queue,
     Run,
     Slots,
     Work,
     as_rollout,
+    drain,
     empty_slots,
     next_answer,
     one_by_one,
@@ -76,17 +77,13 @@ def make_run(
         params: Params, prompts: Prompts, key: Key[Array, ""], limits: Limits, slots: int
     ) -> Rollout:
         work = prepare(cfg, engine, params, prompts, key, group=group, ahead=True)
-        advance = make_advance(cfg, engine, params, limits, stop)
-
-        def body(loop: Loop) -> Loop:
-            loop, done, stopped = advance(loop)
-            with jax.named_scope("refill"):
-                return refill(loop, done, stopped, work)
-
-        loop = empty_loop(cfg, engine, work, slots)
-        everyone = jnp.ones(loop.slots.item.shape, bool)
-        loop = refill(loop, everyone, ~everyone, work)
-        loop = jax.lax.while_loop(lambda loop: jnp.any(loop.slots.item >= 0), body, loop)
+        loop = drain(
+            empty_loop(cfg, engine, work, slots),
+            make_advance(cfg, engine, params, limits, stop),
+            refill,
+            work,
+            together="expert" if moe.are_spread(cfg, params) else None,
+        )
         return as_rollout(
             work,
             loop.queue,
@@ -105,7 +102,7 @@ def make_advance(
     params: Params,
     limits: Limits,
     stop: tuple[int, ...],
-) -> Callable[[Loop], tuple[Loop, jax.Array, jax.Array]]:
+) -> Advance[Loop]:
     """The function loop -> (loop, whose answer is done, whose ended by itself): one step."""
     sampling = of_divided(engine.sampling)
     sampler, draft = make_sampler(sampling), DRAFTS[engine.draft](sampling)
