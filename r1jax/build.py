@@ -23,6 +23,7 @@ from r1jax.data import filters, passes
 from r1jax.data.duplicates import decontaminate, distinct
 from r1jax.data.sources import jsonl
 from r1jax.rewards.endpoint import Endpoint, ask
+from r1jax.stopping import catch_signals
 
 STAGE = "build"
 SAMPLES = 4  # answers to each problem unless --samples says otherwise
@@ -109,13 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run, stages=(stage(args, run),), seed=run.seed if args.seed is None else args.seed
     )
 
-    from r1jax import pipeline, state
+    from r1jax import pipeline
     from r1jax.loops.run import Stopped
     from r1jax.train import STOPPED, only_one
 
     pipeline.check(run)
     args.out.mkdir(parents=True, exist_ok=True)
-    with only_one(args.out), state.catch_sigterm() as stopping:
+    with only_one(args.out), catch_signals() as stopping:
         try:
             pipeline.run(run, args.out, text=config.describe(run), stopping=stopping)
         except Stopped:

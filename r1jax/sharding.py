@@ -37,7 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
 class Leaf:
     """One weight before it exists. Not a registered pytree node, hence a leaf of trees.
 
-    `axes` names each dimension; a name that RULES lacks (or None) is not split.
+    `axes` names each dimension as RULES do; one that is None is not split.
     """
 
     shape: tuple[int, ...]
@@ -70,7 +70,8 @@ def make_mesh(cfg: settings.Mesh) -> jax.sharding.Mesh:
     """The mesh over all devices, with every axis of AXES.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or devices are along an axis
+        over which RULES split nothing.
     """
     sizes = [getattr(cfg, axis) for axis in AXES]
     count = jax.device_count()
@@ -80,6 +81,9 @@ def make_mesh(cfg: settings.Mesh) -> jax.sharding.Mesh:
     if min(sizes) < 1 or math.prod(sizes) != count:
         given = ", ".join(f"{a}={getattr(cfg, a)}" for a in AXES)
         raise ValueError(f"mesh axes must multiply to the {count} devices there are, got {given}")
+    for axis, size in zip(AXES, sizes, strict=True):
+        if size > 1 and not any(axis in split for split in RULES.values()):
+            raise ValueError(f"mesh.{axis} must be 1: nothing is split over it, got {size}")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -93,7 +97,7 @@ def spec(
     """Mesh axes for each dimension by RULES. A dimension that they do not divide stays whole."""
     out = []
     for size, axis in zip(shape, axes, strict=True):
-        split = tuple(a for a in RULES.get(axis or "", ()) if mesh_shape.get(a, 1) > 1)
+        split = tuple(a for a in (RULES[axis] if axis else ()) if mesh_shape.get(a, 1) > 1)
         parts = math.prod(mesh_shape[a] for a in split)
         if size % parts:
             log.warning("%s of size %d is not split: %d parts do not divide it", axis, size, parts)

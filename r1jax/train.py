@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from r1jax import config, host, manifest
+from r1jax.stopping import catch_signals
 
 STOPPED = 75  # EX_TEMPFAIL: run the same command again
 
@@ -56,7 +57,7 @@ def train(
     """
     host.prepare()
     cfg = config.load(spec, overrides)
-    from r1jax import pipeline, report, reuse, state
+    from r1jax import pipeline, report, reuse
     from r1jax.loops.run import Stopped
 
     pipeline.check(cfg)
@@ -64,7 +65,7 @@ def train(
         done = reuse.take_over(folder, after, text)
         print(f"taken over from {after}: {', '.join(done)}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder), state.catch_sigterm() as stopping:
+    with only_one(folder), catch_signals() as stopping:
         if not config.is_saved(folder, text):  # new, or with changes to what has not begun
             config.save(folder, text, spec, overrides)
         try:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos import advantages, kl
+from r1jax.algos import advantages, groups, kl, selection
 from r1jax.types import Rollout
 
 
@@ -48,7 +48,7 @@ def make_rollout(rng, *, prompts=3, group=4, width=6, **fields):
 @pytest.mark.parametrize("group", [2, 3, 16])
 def test_group_advantages_are_those_of_the_paper(group, ddof, scale):
     rewards = np.random.default_rng(group).normal(2, 3, 5 * group).astype(np.float32)
-    got = advantages.group_advantages(jnp.asarray(rewards), group=group, ddof=ddof, scale=scale)
+    got = groups.group_advantages(jnp.asarray(rewards), group=group, ddof=ddof, scale=scale)
     np.testing.assert_allclose(
         got, paper_advantages(rewards, group, scale, ddof, 1e-6), rtol=2e-5, atol=2e-5
     )
@@ -56,13 +56,13 @@ def test_group_advantages_are_those_of_the_paper(group, ddof, scale):
 
 def test_one_right_answer_of_four_gets_the_numbers_worked_by_hand():
     reward = jnp.array([1.0, 0.0, 0.0, 0.0])  # mean 1/4, sum of squares 3/4
-    one = advantages.group_advantages(reward, group=4, eps=0.0)  # std sqrt(3/4 / 3) = 1/2
+    one = groups.group_advantages(reward, group=4, eps=0.0)  # std sqrt(3/4 / 3) = 1/2
     np.testing.assert_allclose(one, [1.5, -0.5, -0.5, -0.5], rtol=1e-6)
-    zero = advantages.group_advantages(reward, group=4, ddof=0, eps=0.0)  # std sqrt(3)/4
+    zero = groups.group_advantages(reward, group=4, ddof=0, eps=0.0)  # std sqrt(3)/4
     np.testing.assert_allclose(zero, np.array([3.0, -1, -1, -1]) / math.sqrt(3), rtol=1e-6)
-    plain = advantages.group_advantages(reward, group=4, scale=False)
+    plain = groups.group_advantages(reward, group=4, scale=False)
     np.testing.assert_allclose(plain, [0.75, -0.25, -0.25, -0.25], rtol=1e-6)
-    others = advantages.leave_one_out(reward, group=4)  # the others of a wrong one: 1/3
+    others = groups.leave_one_out(reward, group=4)  # the others of a wrong one: 1/3
     np.testing.assert_allclose(others, [1, -1 / 3, -1 / 3, -1 / 3], rtol=1e-6)
 
 
@@ -70,18 +70,18 @@ def test_one_right_answer_of_four_gets_the_numbers_worked_by_hand():
 @pytest.mark.parametrize("group", [3, 16, 17])
 def test_equal_rewards_give_exactly_zero(group, value):
     reward = jnp.full(2 * group, value, jnp.float32)
-    for function in (advantages.group_advantages, advantages.leave_one_out):
+    for function in (groups.group_advantages, groups.leave_one_out):
         np.testing.assert_array_equal(jax.jit(partial(function, group=group))(reward), 0.0)
 
 
 def test_groups_do_not_see_each_other():
     reward = jnp.array([1.0, 0.0, 5.0, 5.0, 7.0, 9.0])
-    got = advantages.group_advantages(reward, group=2, scale=False)
+    got = groups.group_advantages(reward, group=2, scale=False)
     np.testing.assert_allclose(got, [0.5, -0.5, 0, 0, -1, 1])
 
 
 @pytest.mark.parametrize(
-    "function", [advantages.group_advantages, advantages.leave_one_out], ids=["group", "rloo"]
+    "function", [groups.group_advantages, groups.leave_one_out], ids=["group", "rloo"]
 )
 def test_an_unjudged_answer_is_left_out_and_gets_zero(function):
     nan = float("nan")
@@ -103,20 +103,20 @@ def test_the_leave_one_out_baseline_is_the_mean_of_the_others():
         for i in range(start, start + 5):
             others = [float(rewards[j]) for j in range(start, start + 5) if j != i]
             expected.append(rewards[i] - sum(others) / 4)
-    got = advantages.leave_one_out(jnp.asarray(rewards), group=5)
+    got = groups.leave_one_out(jnp.asarray(rewards), group=5)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "group"), [(3, 2), (4, 1), (4, 0), (2, 4)])
 def test_groups_that_are_not_whole_are_refused(rows, group):
-    for function in (advantages.group_advantages, advantages.leave_one_out):
+    for function in (groups.group_advantages, groups.leave_one_out):
         with pytest.raises(ValueError, match=f"whole groups.*B={rows}, group={group}"):
             function(jnp.zeros(rows), group=group)
 
 
 def test_an_unknown_ddof_is_refused():
     with pytest.raises(ValueError, match="ddof must be 0 or 1, got 2"):
-        advantages.group_advantages(jnp.zeros(4), group=2, ddof=2)
+        groups.group_advantages(jnp.zeros(4), group=2, ddof=2)
 
 
 def test_each_token_of_an_answer_gets_its_advantage_and_none_after_its_end():
@@ -210,7 +210,7 @@ def assert_ragged(got, rows, rtol=1e-4, atol=1e-5):
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_batch_advantages_have_the_groups_mean_and_the_batchs_deviation(ddof):
     rewards = np.random.default_rng(5).normal(1, 2, 12).astype(np.float32)
-    got = advantages.batch_advantages(jnp.asarray(rewards), group=4, ddof=ddof)
+    got = groups.batch_advantages(jnp.asarray(rewards), group=4, ddof=ddof)
     exact = rewards.astype(np.float64)
     gap = exact - exact.reshape(3, 4).mean(1).repeat(4)
     np.testing.assert_allclose(got, gap / exact.std(ddof=ddof), rtol=1e-4, atol=1e-5)
@@ -218,14 +218,14 @@ def test_batch_advantages_have_the_groups_mean_and_the_batchs_deviation(ddof):
 
 def test_reinforce_baseline_scales_the_gaps_by_their_own_deviation():
     rewards = np.random.default_rng(6).normal(1, 2, 12).astype(np.float32)
-    got = advantages.reinforce_baseline(jnp.asarray(rewards), group=4)
+    got = groups.reinforce_baseline(jnp.asarray(rewards), group=4)
     exact = rewards.astype(np.float64)
     gap = exact - exact.reshape(3, 4).mean(1).repeat(4)
     np.testing.assert_allclose(got, gap / gap.std(ddof=1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "function", [advantages.batch_advantages, advantages.reinforce_baseline], ids=["batch", "gap"]
+    "function", [groups.batch_advantages, groups.reinforce_baseline], ids=["batch", "gap"]
 )
 def test_batch_scaled_groups_of_equal_rewards_get_zero_and_unjudged_answers_are_left_out(function):
     nan = float("nan")
@@ -257,10 +257,10 @@ def every_set_advantages(right, k):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
 def test_pass_at_k_advantages_are_means_over_every_set_of_k(k):
-    groups = [[int(i < c) for i in range(6)] for c in range(7)]
-    reward = jnp.asarray(np.array(groups, np.float32).reshape(-1))
-    got = advantages.pass_at_k_advantages(reward, group=6, k=k)
-    expected = np.concatenate([every_set_advantages(group, k) for group in groups])
+    rewards = [[int(i < c) for i in range(6)] for c in range(7)]
+    reward = jnp.asarray(np.array(rewards, np.float32).reshape(-1))
+    got = groups.pass_at_k_advantages(reward, group=6, k=k)
+    expected = np.concatenate([every_set_advantages(group, k) for group in rewards])
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     equal = np.asarray(got).reshape(7, 6)[[0, 6]]
     np.testing.assert_array_equal(equal, 0.0)
@@ -268,41 +268,41 @@ def test_pass_at_k_advantages_are_means_over_every_set_of_k(k):
 
 def test_pass_at_one_advantages_are_those_of_grpo():
     reward = jnp.array([1.0, 0.0, 0.0, 0.0])
-    got = advantages.pass_at_k_advantages(reward, group=4, k=1)
+    got = groups.pass_at_k_advantages(reward, group=4, k=1)
     np.testing.assert_allclose(got, np.array([3.0, -1, -1, -1]) / math.sqrt(3), rtol=1e-6)
 
 
 def test_pass_at_k_leaves_out_unjudged_answers_and_small_groups():
     nan = float("nan")
-    got = advantages.pass_at_k_advantages(
+    got = groups.pass_at_k_advantages(
         jnp.array([1.0, nan, 0.0, 0.2, 1.0, nan, nan, nan]), group=4, k=2
     )
     expected = every_set_advantages([1, 0, 0], 2)
     np.testing.assert_allclose(got[jnp.array([0, 2, 3])], expected, rtol=1e-5)
     np.testing.assert_array_equal(got[jnp.array([1, 4, 5, 6, 7])], 0.0)
     with pytest.raises(ValueError, match=r"k must be in \[1, group=4\], got 5"):
-        advantages.pass_at_k_advantages(jnp.zeros(4), group=4, k=5)
+        groups.pass_at_k_advantages(jnp.zeros(4), group=4, k=5)
 
 
 def test_sources_of_reward_are_compared_apart_and_then_summed():
     rng = np.random.default_rng(8)
     reward = rng.normal(size=(6, 2)).astype(np.float32) * np.array([1, 100], np.float32)
     for scale in (True, False):
-        function = partial(advantages.group_advantages, group=3, scale=scale)
-        got = advantages.over_sources(jnp.asarray(reward), weight=(2.0, 0.5), advantage=function)
+        function = partial(groups.group_advantages, group=3, scale=scale)
+        got = groups.over_sources(jnp.asarray(reward), weight=(2.0, 0.5), advantage=function)
         parts = [paper_advantages(reward[:, s], 3, scale, 1, 1e-6) for s in (0, 1)]
         np.testing.assert_allclose(
             got, 2 * np.array(parts[0]) + np.array(parts[1]) / 2, rtol=1e-4, atol=1e-4
         )
     with pytest.raises(ValueError, match="got 1 for 2"):
-        advantages.over_sources(jnp.asarray(reward), weight=(1.0,), advantage=function)
+        groups.over_sources(jnp.asarray(reward), weight=(1.0,), advantage=function)
 
 
 def test_a_source_that_could_not_judge_an_answer_leaves_out_only_itself():
     nan = float("nan")
     reward = jnp.array([[1.0, nan], [0.0, 2.0], [0.0, 4.0]])
-    got = advantages.over_sources(
-        reward, weight=(1.0, 1.0), advantage=partial(advantages.leave_one_out, group=3)
+    got = groups.over_sources(
+        reward, weight=(1.0, 1.0), advantage=partial(groups.leave_one_out, group=3)
     )
     np.testing.assert_allclose(got, [1.0, -0.5 - 2, -0.5 + 2], rtol=1e-6)
 
@@ -318,22 +318,22 @@ def test_token_rewards_are_compared_with_the_mean_token_of_the_other_answers():
         rows.append(reward[i, :n] - np.mean(others))
     mask = advantages.answer_mask(rollout)
     dirty = jnp.where(mask, rollout.logp_ref, jnp.nan)
-    assert_ragged(advantages.leave_one_out_tokens(dirty, mask, group=4), rows)
+    assert_ragged(groups.leave_one_out_tokens(dirty, mask, group=4), rows)
 
 
 def test_whitening_gives_mean_zero_and_deviation_one_over_the_masked_tokens():
     rng = np.random.default_rng(10)
     x, mask = rng.normal(3, 5, (4, 7)).astype(np.float32), rng.random((4, 7)) < 0.6
-    got = np.asarray(advantages.whiten(jnp.asarray(np.where(mask, x, np.nan)), jnp.asarray(mask)))
+    got = np.asarray(groups.whiten(jnp.asarray(np.where(mask, x, np.nan)), jnp.asarray(mask)))
     exact = x[mask].astype(np.float64)
     np.testing.assert_allclose(
         got[mask], (exact - exact.mean()) / exact.std(ddof=1), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_array_equal(got[~mask], 0.0)
     for value in (0.1, 1.1, -3.3):
-        equal = advantages.whiten(jnp.full((4, 7), value), jnp.asarray(mask))
+        equal = groups.whiten(jnp.full((4, 7), value), jnp.asarray(mask))
         np.testing.assert_array_equal(equal, 0.0)
-    np.testing.assert_array_equal(advantages.whiten(jnp.ones((2, 2)), jnp.zeros((2, 2), bool)), 0.0)
+    np.testing.assert_array_equal(groups.whiten(jnp.ones((2, 2)), jnp.zeros((2, 2), bool)), 0.0)
 
 
 # --------------------------------------------------------------------------- token by token
@@ -528,3 +528,12 @@ def test_overlong_answers_are_penalised_as_in_dapo_and_the_penalty_shapes_any_ad
     np.testing.assert_array_equal(shaped, by_hand)
     with pytest.raises(ValueError, match=r"buffer must be in \[1, limit=10\]"):
         advantages.overlong_penalty(rollout, limit=10, buffer=11)
+
+
+def test_tokens_that_are_not_chosen_have_no_advantage():
+    ended = np.arange(12) % 3 > 0
+    rollout = make_rollout(np.random.default_rng(5), finished=jnp.asarray(ended))
+    got = advantages.on_tokens(rollout, advantage=advantages.grpo, tokens=selection.finished)
+    whole = np.asarray(advantages.grpo(rollout))
+    assert (whole[:, 0] != 0).all()
+    np.testing.assert_array_equal(got, np.where(ended[:, None], whole, 0))

@@ -56,7 +56,7 @@ def full_logp(family: str, rollout: Rollout) -> np.ndarray:
     @jax.jit
     def run(params: dict) -> jax.Array:
         rows = jnp.asarray(tokens), jnp.asarray(position), jnp.ones(tokens.shape, jnp.int32)
-        hidden, _ = decoder.forward(cfg, params, *rows)
+        hidden = decoder.run(cfg, params, *rows).hidden
         return token_logp(hidden[:, :-1], decoder.head(cfg, params), rows[0][:, 1:])[0]
 
     logp = np.asarray(run(params))

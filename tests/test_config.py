@@ -570,7 +570,7 @@ def test_a_users_mistake_is_one_line_and_a_programmers_keeps_its_traceback(file,
     import jax
     import jax.numpy as jnp
 
-    from r1jax.algos.advantages import group_advantages
+    from r1jax.algos.groups import group_advantages
 
     with pytest.raises(SystemExit) as caught:
         config.one_line_errors(check)("nowhere.py")

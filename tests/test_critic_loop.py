@@ -144,7 +144,7 @@ def test_a_value_is_of_the_state_before_its_token_wherever_the_prompt_lies() -> 
     @jax.jit
     def values(params: Any, tokens: jax.Array) -> jax.Array:
         position = jnp.broadcast_to(jnp.arange(4), (4, 4))
-        hidden, _ = decoder.forward(MODEL, params, tokens, position, jnp.ones_like(tokens))
+        hidden = decoder.run(MODEL, params, tokens, position, jnp.ones_like(tokens)).hidden
         return hidden @ params["value"]["scale"] + params["value"]["bias"]
 
     expected = np.asarray(values(params, tokens))

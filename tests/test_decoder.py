@@ -117,16 +117,16 @@ def test_packed_sequences_do_not_see_each_other() -> None:
     first = jax.random.randint(jax.random.key(2), (1, 150), 0, 64)
     second = jax.random.randint(jax.random.key(3), (1, 30), 0, 64)
     lengths = jnp.asarray([150, 30])
-    hidden, _ = decoder.forward(
+    hidden = decoder.run(
         cfg,
         params,
         jnp.concatenate([first, second], axis=1),
         jnp.concatenate([jnp.arange(n) for n in lengths])[None],
         jnp.repeat(jnp.asarray([1, 2]), lengths, total_repeat_length=180)[None],
-    )
+    ).hidden
     for tokens, packed in ((first, hidden[:, :150]), (second, hidden[:, 150:])):
         ones = jnp.ones_like(tokens)
-        alone, _ = decoder.forward(cfg, params, tokens, jnp.arange(tokens.shape[1])[None], ones)
+        alone = decoder.run(cfg, params, tokens, jnp.arange(tokens.shape[1])[None], ones).hidden
         np.testing.assert_allclose(packed, alone, atol=1e-5)
 
 
@@ -143,9 +143,9 @@ def test_an_answer_sees_its_prompt_and_itself_and_no_other_answer(lengths: tuple
     tokens = jnp.arange(sum(lengths))[None]
 
     def hidden_of(embedded: jax.Array, first: int, end: int) -> jax.Array:
-        out, _ = decoder.forward(
+        out = decoder.run(
             cfg, {**params, "embed": embedded}, tokens, position, segment, prompt
-        )
+        ).hidden
         return jnp.sum(jnp.sin(out[0, first:end]))
 
     embedded = jax.random.normal(jax.random.key(5), (sum(lengths), cfg.dim))
@@ -167,9 +167,9 @@ def test_no_logit_depends_on_a_later_token() -> None:
     def hidden_at(embedded: jax.Array, t: int) -> jax.Array:
         tokens = jnp.arange(8)[None]
         table = params["embed"].at[:8].set(embedded)
-        out, _ = decoder.forward(
+        out = decoder.run(
             cfg, {**params, "embed": table}, tokens, position, jnp.ones_like(tokens)
-        )
+        ).hidden
         return jnp.sum(out[0, t] * jnp.arange(1.0, 33.0))
 
     for t in (0, 3, 7):

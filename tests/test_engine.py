@@ -1,5 +1,6 @@
 """The rollout engine: continuous batching gives what one prompt at a time would give."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax import sharding
+from r1jax import settings, sharding
 from r1jax.kernels.logprob import token_logp
 from r1jax.models import decoder
+from r1jax.rollout.answers import to_host
 from r1jax.rollout.engine import make_engine
 from r1jax.rollout.sampling import answer_keys, keep_top, make_sampler
 from r1jax.settings import Engine, Sampling, dense
@@ -111,7 +113,7 @@ def test_log_probabilities_are_the_trainers(
 
     @jax.jit
     def trainer(tokens: jax.Array, position: jax.Array, segment: jax.Array) -> jax.Array:
-        hidden, _ = decoder.forward(CFG, params, tokens, position, segment)
+        hidden = decoder.run(CFG, params, tokens, position, segment).hidden
         temperature = sampling.temperature or 1.0
         return token_logp(hidden[:, :-1], params["embed"], tokens[:, 1:], temperature=temperature)[
             0
@@ -151,6 +153,62 @@ def test_on_lengths_with_a_long_tail_hardly_a_slot_is_idle(params: dict) -> None
     lengths = rollout.answer_length
     assert lengths.max() > 4 * lengths.mean()
     assert rollout.decode_steps <= 1.15 * lengths.sum() / 12
+
+
+SPARSE = settings.Decoder(
+    vocab_size=32,
+    dim=16,
+    groups=(
+        settings.Group(
+            count=1,
+            mixer=settings.Attention(num_heads=2, num_kv_heads=2, head_dim=8),
+            mlp=settings.Experts(num_experts=4, top_k=2, dim=24, score="sigmoid"),
+        ),
+    ),
+    num_mtp=1,
+)
+
+
+@pytest.mark.parametrize(
+    ("axes", "draft"),
+    [({"data": 2, "expert": 2}, "none"), ({"data": 1, "expert": 2, "tensor": 2}, "coupled")],
+    ids=["data and expert", "expert and tensor, drafted"],
+)
+def test_answers_do_not_change_where_experts_are_spread_over_devices(
+    prompts: Prompts, axes: dict, draft: str
+) -> None:
+    three = jax.tree.map(lambda x: x[:3], prompts)  # a device with nothing to do goes along
+    engine = Engine(max_prompt=6, max_new=20, slots=4, keep_routing=True, draft=draft)
+    generate = jax.jit(make_engine(SPARSE, engine, group=3, stop=STOP))
+    leaves = decoder.leaves(SPARSE)
+    params = sharding.init(leaves, jax.random.key(0))
+    want = to_host(generate(params, three, jax.random.key(5)))
+    mesh = sharding.make_mesh(settings.Mesh(**axes))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, sharding.shardings(leaves, mesh))
+        program = generate.lower(split, three, jax.random.key(5)).compile()
+        found = to_host(program(split, three, jax.random.key(5)))
+    for name in ("answer", "answer_length", "finished", "answer_choice"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name), err_msg=name)
+    np.testing.assert_allclose(found.logp_rollout, want.logp_rollout, atol=1e-5)
+    assert len({tuple(text) for text in texts(found)}) == 9
+    # No device ever has all the experts of a layer: of 4 matrices from 16 to 24 or a part of it.
+    assert not re.search(r"\b4,16,(24|12)\]", program.as_text())
+
+
+def test_experts_that_the_devices_do_not_divide_are_refused(prompts: Prompts) -> None:
+    mesh = sharding.make_mesh(settings.Mesh(data=1, expert=2, tensor=2))
+    experts = settings.Experts(num_experts=3, top_k=1, dim=8)
+    group = replace(SPARSE.groups[0], mlp=experts)
+    cfg = replace(SPARSE, groups=(group,), num_mtp=0)
+    params = sharding.abstract(decoder.leaves(cfg), mesh)
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match="expert must divide num_experts, got 2 and 3"),
+    ):
+        jax.eval_shape(
+            lambda params: decoder.logits(cfg, params, jnp.ones((2, 4), jnp.int32)), params
+        )
 
 
 def test_nothing_is_compiled_again_for_other_weights_prompts_and_keys(

@@ -94,7 +94,7 @@ def test_left_padding_and_packing_change_no_logit(family: str) -> None:
     position = np.tile(np.arange(length, dtype=np.int32), count)[None]
     segment = np.repeat(np.arange(1, count + 1, dtype=np.int32), length)[None]
     rows = [jnp.asarray(x) for x in (tokens.reshape(1, -1), position, segment)]
-    hidden, _ = decoder.forward(cfg, params, *rows)
+    hidden = decoder.run(cfg, params, *rows).hidden
     packed = hidden @ decoder.head(cfg, params).T
     np.testing.assert_allclose(packed.reshape(want.shape), want, atol=1e-4, rtol=0)
 

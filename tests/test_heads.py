@@ -34,10 +34,9 @@ def test_the_prediction_modules_logits_are_those_of_transformers() -> None:
 
     @jax.jit
     def run(params: dict) -> tuple[jax.Array, jax.Array]:
-        hidden, _ = decoder.forward(cfg, params, tokens, position, segment)
-        states = mtp.states(cfg, params, hidden, tokens, position, segment)
-        (logits,) = mtp.draft_logits(cfg, params, states)
-        return hidden, logits
+        hidden = decoder.run(cfg, params, tokens, position, segment).hidden
+        (made,) = mtp.run(cfg, params, hidden, tokens, position, segment)
+        return hidden, made.state @ params["head"].T
 
     hidden, found = run(params)
     np.testing.assert_allclose(found[:, :-1], expected["mtp_logits"], atol=1e-4, rtol=0)
@@ -63,9 +62,9 @@ def test_a_second_module_looks_one_token_further_and_no_state_looks_beyond() -> 
 
     def state_at(table: jax.Array, k: int) -> jax.Array:
         own = {**params, "embed": params["embed"].at[:8].set(table)}
-        hidden, _ = decoder.forward(cfg, own, tokens, position, segment)
-        states = mtp.states(cfg, own, hidden, tokens, position, segment)
-        return jnp.sum(states[k][0, 3] * jnp.arange(1.0, 9.0))
+        hidden = decoder.run(cfg, own, tokens, position, segment).hidden
+        made = mtp.run(cfg, own, hidden, tokens, position, segment)
+        return jnp.sum(made[k].state[0, 3] * jnp.arange(1.0, 9.0))
 
     gradient = jax.jit(jax.grad(state_at), static_argnums=1)
     for k in (0, 1):

@@ -20,6 +20,7 @@ ROWS = {
     "settings": "architecture schedules",
     "types": "",
     "host": "",
+    "stopping": "",
     "deferred": "schedules",
     "fields": "deferred",
     "tensorboard": "",

@@ -90,6 +90,7 @@ def test_prompts_without_signal_are_replaced_by_those_of_further_rounds(context:
     assert found.scored.accuracy == [0.0, 1.0, 0.0, 1.0]
     assert found.values["kept"] == 0.5
     assert found.rollout.decode_steps == 6
+    assert found.values["slots_busy"] == 10 / 12  # of both rounds, with the tokens that are dropped
 
 
 def test_rounds_end_at_the_cap_with_what_there_is(context: Context) -> None:
@@ -97,6 +98,21 @@ def test_rounds_end_at_the_cap_with_what_there_is(context: Context) -> None:
     assert [row["number"] for row in one.rows] == [13]
     none = collect(context, [1], select=has_signal, rounds=3)
     assert [row["number"] for row in none.rows] == [16, 17]  # of the last round, all the same
+
+
+def test_what_could_not_be_judged_is_in_no_mean(context: Context) -> None:
+    judged = lambda row, answer: None if row["number"] % 2 else long(row, answer)  # noqa: E731
+    scorer = dataclasses.replace(SCORER, reward=partial(score_many, judged))
+    rows = [{"second": 2, "number": n} for n in (1, 2, 3, 4)]
+    rollout = one_word(None, rows, None, None)
+    task = dataclasses.replace(CFG.task, accuracy=long, observe=None)
+    scored = rl.score_answers(task, context.tokenizer, rollout, rows, scorer)
+    found = rl.summary(dataclasses.replace(CFG, group=2), rollout, scored)
+    assert (found["equal_groups"], found["unjudged"], found["reward"]) == (0.0, 0.5, 0.5)
+    nothing = dataclasses.replace(scored, reward=np.full(8, np.nan, np.float32))
+    found = rl.summary(dataclasses.replace(CFG, group=2), rollout, nothing)
+    assert found["unjudged"] == 1.0
+    assert np.isnan(found["equal_groups"]) and np.isnan(found["reward"])
 
 
 def test_rounds_without_a_selection_are_refused() -> None:

@@ -103,11 +103,11 @@ def test_a_reward_models_score_is_its_heads_number_at_the_last_token(model: rest
     score = reward_model(model.run.model, model.params, head, model.tokenizer, at_once=2)
     answers = [" 7 + 5 - 3 = 9 yes", "", " 7 + 5 - 3 = 8 yes"]
     found = score([PROMPTS[0]] * 3, answers)
-    forward = jax.jit(partial(decoder.forward, model.run.model))
+    run = jax.jit(partial(decoder.run, model.run.model))
     for answer, value in zip(answers, found, strict=True):
         ids = jnp.asarray([model.tokenizer.encode(PROMPTS[0] + answer)], jnp.int32)
         ones, place = jnp.ones_like(ids), jnp.arange(ids.shape[1])[None]
-        hidden, _ = forward(model.params, ids, place, ones)
+        hidden = run(model.params, ids, place, ones).hidden
         last = np.asarray(hidden)[0, -1].astype(np.float64)
         expected = last @ np.asarray(head["scale"], np.float64) + 0.5
         assert value == pytest.approx(expected, abs=1e-5)

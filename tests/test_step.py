@@ -232,15 +232,17 @@ def test_log_probabilities_do_not_change_with_the_devices(mesh: str) -> None:
 def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
     with pytest.raises(ValueError, match="multiply to the 4 devices there are, got data=3"):
         sharding.make_mesh(settings.Mesh(data=3))
+    with pytest.raises(ValueError, match="context must be 1: nothing is split over it, got 2"):
+        sharding.make_mesh(settings.Mesh(context=2))
     assert dict(sharding.make_mesh(settings.Mesh(fsdp=2)).shape)["data"] == 2
 
 
 def test_temperature_divides_the_logits() -> None:
     params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
     batch = alone(a_rollout(), {"weight": np.zeros((12, 20), np.float32)})
-    hidden, _ = decoder.forward(
+    hidden = decoder.run(
         CFG, params, *(jnp.asarray(x) for x in (batch.tokens, batch.position, batch.segment))
-    )
+    ).hidden
     logp = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T / 0.5)
     expected = np.take_along_axis(np.asarray(logp), batch.tokens[:, 1:, None], -1)[..., 0]
     found = np.asarray(make_logp(CFG)(params, batch, 0.5)[0])[:, 1:]

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -136,9 +137,24 @@ def test_a_run_with_a_reference_goes_on_with_the_same_bits(
     assert moved["embed"]  # the reference stays as it was
 
 
+def test_the_time_of_a_step_is_that_of_those_since_the_last_line_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def update(state: Any, batches: Any) -> Any:
+        clock[0] += 2.0
+        return state, {"loss": np.float32(1)}
+
+    monkeypatch.setattr(supervised, "make_update", lambda *_, **__: update)
+    monkeypatch.setattr(supervised, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    log = train(tmp_path, replace(CFG, steps=5, log_every=3))
+    assert [(row["step"], row["time/step"]) for row in log] == [(3, 2.0), (5, 2.0)]
+
+
 def log_probs(cfg: settings.Decoder, params: Any, tokens: Any, position: Any, segment: Any) -> Any:
     """Of every token after each one, from logits kept whole."""
-    hidden, _ = jax.jit(partial(decoder.forward, cfg))(params, tokens, position, segment)
+    hidden = jax.jit(partial(decoder.run, cfg))(params, tokens, position, segment).hidden
     logits = np.asarray(hidden, np.float64) @ np.asarray(decoder.head(cfg, params), np.float64).T
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 

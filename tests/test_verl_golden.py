@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r1jax.algos import advantages, critics, kl, losses, ratios, weights
+from r1jax.algos import advantages, critics, groups, kl, losses, ratios, weights
 from r1jax.types import Batch, Rollout
 
 RECORD = json.loads((Path(__file__).parent / "golden" / "verl.json").read_text())
@@ -50,7 +50,7 @@ ADVANTAGES = {
     "reinforce_plus_plus": partial(advantages.reinforce_plus_plus, gamma=0.9, **TOKENS),
     "ppo": partial(advantages.ppo, gamma=0.98, lam=0.9, **TOKENS),
     "value_targets": partial(advantages.value_targets, gamma=0.98, lam=0.9, **TOKENS),
-    "whiten": lambda rollout: advantages.whiten(array("logp"), jnp.asarray(MASK)),
+    "whiten": lambda rollout: groups.whiten(array("logp"), jnp.asarray(MASK)),
 }
 
 

@@ -1,8 +1,7 @@
 """Which prompts and which tokens an update learns from. On the host, on numpy arrays.
 
-Prompts: `has_signal` and `within_band` say which groups are worth an update. Tokens: a
-choice of them is (rollout) -> [B, A], True where a token counts; weights are multiplied by it, and
-normalisers stay those of all tokens.
+Prompts: `has_signal` and `within_band` say which groups are worth an update. Tokens: a choice of
+them is (rollout) -> [B, A], True where a token counts; see `advantages.on_tokens`.
 """
 
 import numpy as np

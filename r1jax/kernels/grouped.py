@@ -16,13 +16,3 @@ def grouped_matmul(
     # Some backends leave the rows of no group as they found them.
     past = jnp.arange(x.shape[0]) >= jnp.sum(sizes)
     return jnp.where(past[:, None], jnp.zeros((), out.dtype), out)
-
-
-def grouped_matmul_reference(
-    x: Float[Array, "rows D"], weight: Float[Array, "E D F"], sizes: Int[Array, " E"]
-) -> Float[Array, "rows F"]:
-    """As `grouped_matmul`, by multiplying every row with every matrix. For tests."""
-    end = jnp.cumsum(sizes)
-    row = jnp.arange(x.shape[0])[:, None]
-    member = (row >= (end - sizes)[None]) & (row < end[None])
-    return jnp.einsum("nd,edf,ne->nf", x, weight, member.astype(x.dtype))

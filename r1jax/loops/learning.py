@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from r1jax import schedules, settings, sharding
 from r1jax.data.packing import collect
@@ -176,7 +176,16 @@ def improve(
         **schedules.arguments(cfg.loss, step),
     }
     state, found = learn(
-        cfg, context, rollout, fields, mask, cfg.weight, state, learner.update, numbers, step
+        cfg,
+        context,
+        rollout,
+        state,
+        learner.update,
+        fields=fields,
+        mask=mask,
+        weight=cfg.weight,
+        numbers=numbers,
+        step=step,
     )
     return state, values | found
 
@@ -208,13 +217,13 @@ def improve_critic(
         cfg,
         context,
         rollout,
-        lesson,
-        mask,
-        critic.weight or cfg.weight,
         state.critic,
         learner.update_critic,
-        schedules.arguments(critic.loss, step),
-        step,
+        fields=lesson,
+        mask=mask,
+        weight=critic.weight or cfg.weight,
+        numbers=schedules.arguments(critic.loss, step),
+        step=step,
     )
     return state.replace(critic=learned), values | found, lesson
 
@@ -223,18 +232,20 @@ def learn(
     cfg: settings.Reinforce,
     context: Context,
     rollout: Rollout,
-    fields: Fields,
-    mask: np.ndarray,
-    weight: Callable[[np.ndarray], np.ndarray],
     state: TrainState,
     update: Update,
+    *,
+    fields: Fields,
+    mask: Bool[np.ndarray, "B A"],
+    weight: Callable[[np.ndarray], np.ndarray],
     numbers: Mapping[str, float],
     step: int,
 ) -> tuple[TrainState, dict[str, float]]:
     """The updates of one network: `cfg.epochs` passes over random minibatches of the answers.
 
-    Metrics are means over the updates, but `gap` is of the first, when sampler and trainer have
-    the same weights.
+    It learns from the tokens of `mask`, which `weight` weighs, what `fields` say of each of them;
+    `numbers` go to the objective. Metrics are means over the updates, but `gap` is of the first,
+    when sampler and trainer have the same weights.
     """
     history = []
     for epoch in range(cfg.epochs):

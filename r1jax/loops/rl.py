@@ -185,7 +185,7 @@ def collect_answers(
     scorer = schedules.resolve(scorer, step)  # weights of rewards may change
     before = scorer.given_up()
     timed = {"sample": 0.0, "score": 0.0}
-    tokens, asked = 0, 0
+    tokens, slot_steps, asked = 0, 0, 0
     for turn in range(cfg.rounds):
         began = time.monotonic()
         first = ((step - 1) * cfg.rounds + turn) * cfg.prompts
@@ -199,6 +199,7 @@ def collect_answers(
         timed["sample"] += sampled - began
         timed["score"] += time.monotonic() - sampled
         tokens += int(rollout.answer_length.sum())
+        slot_steps += int(rollout.slot_steps)
         asked += cfg.prompts
         kept = np.ones(cfg.prompts, bool)
         if cfg.select is not None:
@@ -216,6 +217,7 @@ def collect_answers(
         "time/rollout": timed["sample"],
         "time/score": timed["score"],
         "time/rollout_tokens_per_s": tokens / timed["sample"],
+        "slots_busy": tokens / slot_steps,
         "kept": len(kept_rows) / asked,
         **given_up_since(before, scorer),
     }
@@ -238,7 +240,6 @@ def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[s
         "unjudged": 1 - len(rewards) / len(scored.reward),
         "equal_groups": float(np.mean(equal)) if equal else math.nan,
         "decode_steps": float(rollout.decode_steps),
-        "slots_busy": float(rollout.answer_length.sum() / rollout.slot_steps),
         **answer_means(rollout, scored),
     }
     if rollout.drafted is not None:

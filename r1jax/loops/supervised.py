@@ -51,7 +51,7 @@ def train(
         resumed(context, cfg, fresh) as (store, state, done),
         progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
-        began, tokens = time.monotonic(), 0.0
+        began, tokens, logged = time.monotonic(), 0.0, done
         for step in range(done + 1, cfg.steps + 1):
             fields = stream.batch(step - 1)
             texts = [] if cfg.reference_point is None else stream.texts(step - 1)
@@ -64,9 +64,9 @@ def train(
                 if rate is not None:
                     values["learning_rate"] = float(rate)
                 now = time.monotonic()
-                values["time/step"] = (now - began) / cfg.log_every
+                values["time/step"] = (now - began) / (step - logged)
                 values["time/update_tokens_per_s"] = tokens / (now - began)
-                began, tokens = now, 0.0
+                began, tokens, logged = now, 0.0, step
                 context.writer.write(cfg.name, step, values)
                 show(step, values)
             end_step(context, cfg, store, state, step, {})

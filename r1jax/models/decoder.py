@@ -195,8 +195,8 @@ def run(
     """Final hidden states of packed rows, and what is asked to be kept.
 
     A token sees the tokens before it in its own segment and in the segment that `prompt` names.
-    `choices[g]` replays the experts that
-    each layer of group g took (a `Routing.choice` that was kept, or the sampler's).
+    `choices[g]` replays the experts that each layer of group g took (a `Routing.choice` that was
+    kept, or the sampler's).
     """
     x = constrain(embed(cfg, params, tokens), "batch", None, None)
     caches, routings = [], []
@@ -209,9 +209,9 @@ def run(
             x,
             position,
             (segment, prompt),
-            given,
-            keep_cache,
-            keep_routing,
+            choices=given,
+            keep_cache=keep_cache,
+            keep_routing=keep_routing,
         )
         caches.append(cache)
         routings.append(routing)
@@ -229,6 +229,7 @@ def _layers(
     x: jax.Array,
     position: jax.Array,
     segments: tuple[jax.Array, jax.Array | None],
+    *,
     choices: jax.Array | None,
     keep_cache: bool,
     keep_routing: bool,
@@ -251,21 +252,6 @@ def _layers(
     return x, cache, routing
 
 
-def forward(
-    cfg: settings.Decoder,
-    params: Params,
-    tokens: Int[Array, "B T"],
-    position: Int[Array, "B T"],
-    segment: Int[Array, "B T"],
-    prompt: Int[Array, "B T"] | None = None,
-    *,
-    keep_kv: bool = False,
-) -> tuple[Float[Array, "B T D"], Any]:
-    """`run`'s hidden states, and with `keep_kv` its cache; otherwise None."""
-    out = run(cfg, params, tokens, position, segment, prompt, keep_cache=keep_kv)
-    return out.hidden, out.cache
-
-
 def logits(
     cfg: settings.Decoder,
     params: Params,
@@ -280,7 +266,7 @@ def logits(
         mask = jnp.ones_like(tokens)
     mask = mask.astype(jnp.int32)
     position = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, _ = forward(cfg, params, tokens, position, mask)
+    hidden = run(cfg, params, tokens, position, mask).hidden
     return jnp.einsum("btd,vd->btv", hidden, head(cfg, params).astype(hidden.dtype)).astype(
         jnp.float32
     )

@@ -62,7 +62,11 @@ def experts(
 
     With `choice` those experts are taken whatever the router says now; the weights are still its
     own (replay of a rollout's routing). A token whose choice is negative was not recorded and
-    chooses for itself. On a mesh the tokens are split over data, fsdp and expert.
+    chooses for itself. On a mesh the tokens are split over data, fsdp and expert. In a `shard_map`
+    over `expert` the tokens are this device's, and so may the experts be (see `are_spread`).
+
+    Raises:
+      ValueError: the mesh axis `expert` does not divide the experts.
     """
     with jax.named_scope("router"):
         weight, routing = route(cfg, params, x, choice=choice)
@@ -70,10 +74,10 @@ def experts(
     top, share = routing.choice.reshape(-1, cfg.top_k), weight.reshape(-1, cfg.top_k)
     stacks = {name: params[name].astype(x.dtype) for name in GATHERED}
     axes = free_axes()
-    if math.prod(axes.values()) == 1:
+    if math.prod(axes.values()) == 1 and stacks["gate"].shape[0] == cfg.num_experts:
         out = local_experts(stacks, flat, top, share)
     else:
-        out = _on_mesh(axes, stacks, flat, top, share)
+        out = _on_mesh(cfg, axes, stacks, flat, top, share)
     out = out.reshape(x.shape)
     if cfg.shared_dim:
         out = out + layers.mlp(params["shared"], x)
@@ -148,16 +152,29 @@ def _feed(stacks: Params, x: jax.Array, sizes: jax.Array) -> jax.Array:
 
 
 def _on_mesh(
-    sizes: dict[str, int], stacks: Params, x: jax.Array, choice: jax.Array, weight: jax.Array
+    cfg: settings.Experts,
+    sizes: dict[str, int],
+    stacks: Params,
+    x: jax.Array,
+    choice: jax.Array,
+    weight: jax.Array,
 ) -> jax.Array:
     """`exchanged_experts` on every device, for its share of the tokens. Each takes its part of an
-    expert's width, and the parts are summed along `tensor`."""
+    expert's width, and the parts are summed along `tensor`. `sizes` are of the axes that no
+    `shard_map` around has taken: where `expert` is not among them, tokens and experts are split."""
+    devices = jax.sharding.get_abstract_mesh().shape["expert"]
+    if cfg.num_experts % devices:
+        raise ValueError(
+            f"mesh.expert must divide num_experts, got {devices} and {cfg.num_experts}"
+        )
+    spread = "expert" if "expert" in sizes else None
+    assert spread or stacks["gate"].shape[0] * devices == cfg.num_experts
     batch = tuple(axis for axis in RULES["batch"] if axis in sizes)
     parts = math.prod(sizes[axis] for axis in batch)
     spare = -x.shape[0] % parts
     padded = [jnp.pad(a, ((0, spare), (0, 0))) for a in (x, choice, weight)]
     tokens = PartitionSpec(batch)
-    wide, narrow = PartitionSpec("expert", None, "tensor"), PartitionSpec("expert", "tensor", None)
+    wide, narrow = PartitionSpec(spread, None, "tensor"), PartitionSpec(spread, "tensor", None)
     run = jax.shard_map(
         partial(exchanged_experts, axis="expert", width_axis="tensor"),
         in_specs=({"gate": wide, "up": wide, "down": narrow}, tokens, tokens, tokens),
@@ -224,6 +241,16 @@ def exchanged_experts(
 
     total, _ = jax.lax.scan(one, jnp.zeros(x.shape, jnp.float32), jnp.arange(rounds))
     return jax.lax.psum(total, width_axis).astype(x.dtype)
+
+
+def are_spread(cfg: settings.Decoder, params: Params) -> bool:
+    """Whether a `shard_map` around left this device a part of each layer's experts: then devices
+    along `expert` must run the model at the same time."""
+    return any(
+        isinstance(group.mlp, settings.Experts)
+        and stacked["mlp"]["gate"].shape[1] < group.mlp.num_experts
+        for group, stacked in zip(cfg.groups, params["groups"], strict=True)
+    )
 
 
 # --------------------------------------------------------------------------- balance

@@ -8,7 +8,6 @@ Source: DeepSeek-V3, arXiv:2412.19437, section 2.2. What goes in is the main mod
 its last norm, the embedding first, as in the code that serves the published weights.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,18 +94,6 @@ def run(
     return out
 
 
-def states(
-    cfg: settings.Decoder,
-    params: Params,
-    hidden: Float[Array, "B T D"],
-    tokens: Int[Array, "B T"],
-    position: Int[Array, "B T"],
-    segment: Int[Array, "B T"],
-) -> list[Float[Array, "B T D"]]:
-    """Each module's states over packed rows."""
-    return [made.state for made in run(cfg, params, hidden, tokens, position, segment)]
-
-
 def ahead(segment: Int[Array, "B T"], count: int) -> Bool[Array, "B T"]:
     """True where the token `count` places on is of the same sequence; segment 0 is padding."""
     length = segment.shape[1]
@@ -141,14 +128,3 @@ def loss(
         counts = jnp.where(ahead(segment, further), jnp.roll(weight, -further, axis=1), 0.0)
         total = total - jnp.sum(counts * logp)
     return total / cfg.num_mtp, [one.routing for one in made]
-
-
-def draft_logits(
-    cfg: settings.Decoder, params: Params, states: Sequence[Float[Array, "... D"]]
-) -> list[Float[Array, "... V"]]:
-    """What each module says of the token it predicts, float32. For small inputs."""
-    table = decoder.head(cfg, params)
-    return [
-        jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
-        for x in states
-    ]

@@ -1,13 +1,17 @@
 """How the next token is drawn from logits, and how a drafted one is checked."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from r1jax import settings
+from r1jax.kernels.logprob import log_softmax
+from r1jax.kernels.sums import Sums
+from r1jax.types import Limits
 
 Sampler = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -123,6 +127,39 @@ def rejection(cfg: settings.Sampling) -> Draft:
 
 
 DRAFTS = {"coupled": coupled, "rejection": rejection}
+
+# --------------------------------------------------------------------------- in a token loop
+
+
+def of_divided(cfg: settings.Sampling) -> settings.Sampling:
+    """The same sampling, for logits that come divided by the temperature, as `next_logits` are."""
+    return cfg if cfg.temperature == 0 else replace(cfg, temperature=1.0)
+
+
+def next_logits(
+    cfg: settings.Sampling, limits: Limits, head: Float[Array, "V D"], hidden: Float[Array, "S D"]
+) -> Float[Array, "S V"]:
+    """Logits of the token after each state, float32, divided by the temperature of `limits`; by 1
+    where `cfg` is greedy."""
+    logits = jnp.einsum("vd,bd->vb", head, hidden, preferred_element_type=jnp.float32)
+    # This way round for CPUs: see layers.linear.
+    return logits.T / (1.0 if cfg.temperature == 0 else limits.temperature)
+
+
+def chosen_logp(
+    logits: Float[Array, "S V"], token: Int[Array, " S"], *, sums: Sums
+) -> Float[Array, " S"]:
+    """Each token's log-probability in the whole distribution of its logits."""
+    every = log_softmax(logits, sums=sums)
+    return jnp.take_along_axis(every, token[:, None], axis=-1)[:, 0]
+
+
+def is_one_of(token: Int[Array, " S"], stop: tuple[int, ...]) -> Bool[Array, " S"]:
+    """Which tokens end an answer."""
+    found = jnp.zeros_like(token, dtype=bool)
+    for end in stop:
+        found |= token == end
+    return found
 
 
 def answer_keys(key: Key[Array, ""], index: Int[Array, " N"], group: int) -> Key[Array, " B"]:

@@ -124,7 +124,7 @@ def reward_model(
     def scores(params: Params, head: Params, tokens: jax.Array, length: jax.Array, width: int):
         position = jnp.broadcast_to(jnp.arange(width), tokens.shape)
         segment = (position < length[:, None]).astype(jnp.int32)
-        hidden, _ = decoder.forward(cfg, params, tokens, position, segment)
+        hidden = decoder.run(cfg, params, tokens, position, segment).hidden
         return heads.sequence_scores(head, hidden, segment, max_segments=1)[:, 0]
 
     def score(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
