@@ -137,10 +137,13 @@ def _plain_line(state: _Progress, values: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """A curve of at most 24 block characters, lowest to highest; each the mean of its share."""
+def sparkline(values: Sequence[float], columns: int = SPARK_COLUMNS) -> str:
+    """A curve of at most `columns` block characters; each is the mean of its share of the values.
+
+    The lowest mean is the lowest block. Values that are not finite are left out.
+    """
     values = [value for value in values if math.isfinite(value)]
-    columns = min(len(values), SPARK_COLUMNS)
+    columns = min(len(values), columns)
     ends = [len(values) * i // columns for i in range(columns + 1)] if columns else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]
     low, high = min(means, default=0.0), max(means, default=0.0)
@@ -154,14 +157,15 @@ def _live(state: _Progress, stream: TextIO) -> Iterator[Show]:
     from rich.console import Console
     from rich.live import Live
 
+    console = Console(file=stream)
     lock = threading.Lock()  # rich redraws from a thread of its own, twice a second
 
     def display() -> Any:
         with lock:
-            return _display(state)
+            return _display(state, console.width)
 
     with Live(
-        console=Console(file=stream),
+        console=console,
         get_renderable=display,
         refresh_per_second=2,
         # Prints that go to this terminal appear above the display; others stay what they were.
@@ -177,7 +181,7 @@ def _live(state: _Progress, stream: TextIO) -> Iterator[Show]:
         yield show
 
 
-def _display(state: _Progress) -> Any:
+def _display(state: _Progress, width: int) -> Any:
     """The live display: a bar, then a row for each value, then the warnings."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -199,9 +203,10 @@ def _display(state: _Progress) -> Any:
     body.add_column(no_wrap=True, min_width=10)
     body.add_column(no_wrap=True, justify="right", min_width=8)
     body.add_column()
+    columns = max(0, min(SPARK_COLUMNS, width - 22))  # beside the name and the value
     for name, form in SHOWN.items():
         if past := state.past.get(name):
-            body.add_row(f"  {name}", f"{past[-1]:{form}}", Text(sparkline(past), "cyan"))
+            body.add_row(f"  {name}", f"{past[-1]:{form}}", Text(sparkline(past, columns), "cyan"))
     for part, speed in _speeds({name: past[-1] for name, past in state.past.items()}):
         body.add_row(f"  {part}", speed, "tokens/s")
     if state.tests:

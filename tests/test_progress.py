@@ -152,5 +152,7 @@ def test_a_sparkline_shows_the_course_of_all_values():
     assert progress.sparkline([]) == ""
     assert progress.sparkline([5.0, 5.0]) == "▁▁"
     assert progress.sparkline([0.0, math.nan, 7.0, 3.0]) == "▁█▄"
+    assert progress.sparkline([0.0, 2.0, 7.0, 7.0], columns=2) == "▁█"
+    assert progress.sparkline([1.0, 2.0], columns=0) == ""
     ramp = progress.sparkline(list(range(2400)))
     assert len(ramp) == 24 and sorted(ramp) == list(ramp) and {*ramp} == {*progress.SPARK}
