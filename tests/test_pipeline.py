@@ -370,7 +370,7 @@ def test_a_table_has_the_means_of_what_the_answers_score(straight: Path) -> None
         assert table[model]["short"]["mean"] == pytest.approx(np.mean(short))
         assert table[model]["short"]["problems"] == len(small) < 9
     page = (straight / "report.html").read_text()
-    assert "table: models compared" in page and f"{table['after']['even']['mean']:.1%}" in page
+    assert "<h1>before and after</h1>" in page and f"{table['after']['even']['mean']:.1%}" in page
 
 
 def test_a_reward_model_of_the_run_must_be_trained_before(tmp_path: Path) -> None:

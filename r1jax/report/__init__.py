@@ -21,7 +21,7 @@ def build(folder: str | Path) -> str:
     found = evaluations(run)
     # What people come for is first: the stage whose evaluations are in the headline.
     first = [found.stage] if found else []
-    rest = [name for name in run.stages if name not in first]
+    rest = [n for n in run.stages if n not in first and not parts.table_of(run, n)]
     body = [parts.header(run), *(parts.stage(run, name) for name in first)]
     body += [parts.answers(run, name) for name in first]
     body += [parts.stage(run, name) for name in rest]

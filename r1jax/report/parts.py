@@ -45,7 +45,11 @@ def _interval(row: Row) -> tuple[float, float, float]:
 def header(run: RunData) -> str:
     found = evaluations(run)
     parts = [f'<p class="kicker">{escape(run.name)} · an r1jax run</p>']
-    if not run.stages:
+    if tables := [name for name in run.stages if table_of(run, name)]:
+        models = list(table_of(run, tables[-1]))
+        listed = f"{', '.join(models[:-1])} and {models[-1]}" if len(models) > 1 else models[0]
+        parts.append(f"<h1>{escape(listed)}</h1>{_models(run, tables[-1])}")
+    elif not run.stages:
         parts.append("<h1>Nothing measured yet</h1><p>metrics.jsonl has no lines so far.</p>")
     elif found is None:
         parts.append(_training_headline(run))
@@ -182,12 +186,19 @@ def _row_counts(run: RunData, name: str) -> str:
     return f"<table><tr><th>step</th><th>rows left</th></tr>{''.join(lines)}</table>\n"
 
 
+def table_of(run: RunData, name: str) -> dict[str, dict[str, dict[str, float]]]:
+    """What a stage that compares models measured, {} if it is no such stage or is not done."""
+    file = run.folder / "data" / name / TABLE
+    if run.settings.get(name) != "Compare" or not file.is_file():
+        return {}
+    return json.loads(file.read_bytes())["models"]
+
+
 def _models(run: RunData, name: str) -> str:
     """The table of a stage that compares models."""
-    file = run.folder / "data" / name / TABLE
-    if not file.is_file():
+    table = table_of(run, name)
+    if not table:
         return '<p class="soft">Not done yet.</p>'
-    table = json.loads(file.read_bytes())["models"]
     columns = list(next(iter(table.values())))
     titles = "".join(f'<th class="n">{escape(column)}</th>' for column in columns)
     lines = []
