@@ -129,7 +129,8 @@ class Cost:
 def costs(run: RunData) -> list[Cost]:
     """Each stage's time, in order.
 
-    Of a stage with rollouts the updates are training; all of another one is, unless it builds data.
+    Of a stage with rollouts the updates are training; all of another one is, unless it builds data
+    or compares models.
     Where not every step of a stage with rollouts has a row, rollouts and training are 0.
     """
     found, before = [], 0.0
@@ -137,10 +138,13 @@ def costs(run: RunData) -> list[Cost]:
         end = max((row[ELAPSED] for row in rows if ELAPSED in row), default=before)
         seconds, step = end - before, rows[-1]["step"]
         before = end
-        spent = {"evaluation": sum(row.get("time/evaluate", 0.0) for row in rows)}
+        spent: dict[str, float] = {
+            "evaluation": sum(row.get("time/evaluate", 0.0) for row in rows),
+        }
         timed = [row for row in rows if "time/rollout" in row and "time/update" in row]
-        if run.settings.get(stage) == "Build":
-            spent = {"building": seconds}
+        kind = run.settings.get(stage)
+        if kind in ("Build", "Compare"):
+            spent = {"building" if kind == "Build" else "evaluation": seconds}
         elif not timed:
             spent["training"] = seconds - spent["evaluation"]
         elif len(timed) >= step:
