@@ -1,4 +1,4 @@
-r"""SimpleRL at its published size: PPO on 8K problems of MATH from Qwen2.5-Math-7B.
+r"""SimpleRL: PPO on 8K problems of MATH from Qwen2.5-Math-7B. At its published size, and tiny.
 
     python -m r1jax.train --config configs/simple_rl.py
 
@@ -26,7 +26,19 @@ One problem of AIME is 3.3 points: its differences are noise in a single run.
 
 Not yet run at this size.
 
-Numbers: github.com/hkust-nlp/simpleRL-reason, branch v0,
+Tiny, from random weights on two CPU cores, a few minutes each:
+
+    python -m r1jax.train --config configs/simple_rl.py:tiny
+    python -m r1jax.train --config configs/simple_rl.py:tiny_long --after runs/simple_rl_tiny
+    python -m r1jax.report runs/simple_rl_tiny runs/simple_rl_tiny_long
+
+The base searches in words, or writes a program that nobody runs; the second variant learns long
+searches before the same RL. They are to show that length falls, as programs go, and then rises, as
+searches get longer, and that the warm start ends higher. The log has the share of answers with code
+(`code_answers`) and the length of the others (`text_only_length`) apart. What came of it is in
+BENCHMARKS.md.
+
+Published numbers: github.com/hkust-nlp/simpleRL-reason, branch v0,
 train/examples/script/train_ppo_qwen_base_math_lv35_new.sh; for `zoo` the main branch,
 train_grpo_math_tune_ray.sh and README. Not in them: slots, rows and the mesh, which are ours.
 """
@@ -38,11 +50,13 @@ from typing import Any
 
 from r1jax.algos import advantages, critics, losses, weights
 from r1jax.algos.kl import k1, k3
-from r1jax.data import eval_sets
-from r1jax.data.sources import jsonl
-from r1jax.data.tokenizer import from_folder
+from r1jax.data import countdown, eval_sets
+from r1jax.data.sources import LazyRows, jsonl
+from r1jax.data.tokenizer import WORDS, from_folder
+from r1jax.data.tokenizer import tiny as tiny_tokenizer
 from r1jax.models import heads
 from r1jax.models.zoo import MODELS
+from r1jax.rewards import countdown as countdown_rewards
 from r1jax.rewards.math import accuracy
 from r1jax.rewards.prose import observe
 from r1jax.rewards.simple_rl import simple_rl as score
@@ -56,6 +70,7 @@ from r1jax.settings import (
     Sampling,
     Supervised,
     Task,
+    dense,
 )
 from r1jax.state import adamw
 
@@ -197,3 +212,126 @@ def zoo() -> Run:
         stages=(stage,),
         mesh=Mesh(data=1, fsdp=-1),
     )
+
+
+# --------------------------------------------------------------------------- tiny
+
+WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
+
+
+def tiny() -> Run:
+    """SimpleRL-Zero from a base of 0.17M weights."""
+    return Run(
+        name="simple_rl_tiny",
+        model=dense(
+            vocab_size=128,
+            dim=64,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=192,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=partial(tiny_tokenizer, words=(*WORDS, countdown.FENCE)),
+        stages=(tiny_base(), tiny_ppo()),
+    )
+
+
+def tiny_long() -> Run:
+    """SimpleRL: long searches first, then the same RL."""
+    sft = replace(
+        tiny_base(),
+        name="sft",
+        source=long_searches,
+        steps=60,
+        optimizer=partial(adamw, learning_rate=5e-4, warmup=5, final=0.1),
+    )
+    return replace(tiny(), name="simple_rl_tiny_long", stages=(tiny_base(), sft, tiny_ppo()))
+
+
+def mixed_texts() -> LazyRows:
+    """Searches that give up early, of six attempts at the most; two texts of five are programs."""
+    searches = countdown.attempts_rows(
+        400_000, seed=0, **WORLD, give_up=0.85, persistent=0.1, max_attempts=6
+    )
+    programs = countdown.listing_rows(400_000, seed=0, **WORLD)
+    return LazyRows(len(searches), lambda i: (programs if i % 5 < 2 else searches)[i])
+
+
+def long_searches() -> list[dict[str, Any]]:
+    """About 2,000 searches of up to eight attempts that end right."""
+    rows = countdown.attempts_rows(
+        2_400, seed=3, **WORLD, give_up=0.0, persistent=1.0, max_attempts=8
+    )
+    return [row for row in rows if "give up" not in row["answer"]]
+
+
+def tiny_base() -> Supervised:
+    """Pretraining."""
+    return Supervised(
+        name="base",
+        source=mixed_texts,
+        steps=1200,
+        batch_rows=32,
+        row_length=112,
+        micro_rows=8,
+        loss=losses.cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=400),
+    )
+
+
+def tiny_ppo() -> Reinforce:
+    """The published PPO with larger rates, one update to a rollout; answer tags are the box."""
+    stage = ppo()
+    assert stage.critic is not None
+    return replace(
+        stage,
+        task=Task(
+            train=partial(countdown.rows, "train", num=200_000, seed=1, **WORLD),
+            test=partial(countdown.rows, "test", num=512, seed=2, **WORLD),
+            prompt=countdown.short_prompt,
+            accuracy=countdown_rewards.accuracy,
+            observe=written,
+            vote=countdown_rewards.answer_key,
+        ),
+        steps=80,
+        prompts=32,
+        engine=Engine(max_prompt=8, max_new=104, slots=64),
+        reward=partial(score, accuracy=countdown_rewards.accuracy, mark=countdown_rewards.OPEN),
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
+        critic=replace(
+            stage.critic, optimizer=partial(adamw, learning_rate=5e-4, warmup=5), warmup=4
+        ),
+        old="sampler",
+        reward_workers=0,
+        minibatches=1,
+        row_length=112,
+        micro_rows=8,
+        evaluate_every=20,
+        evaluate_rows=512,
+        evaluate_sampling=Sampling(),
+        checkpoints=Checkpoints(every=20),
+    )
+
+
+def written(row: Mapping[str, Any], answer: str) -> dict[str, float]:
+    """How the answer was searched for, and how much of it is a program, in names of `observe`.
+
+    text_only_length   the tokens of an answer without one; left out where there is one, and where
+                       the row does not say how many
+    """
+    before, fence, rest = answer.partition(countdown.FENCE)
+    after = rest.partition(countdown.FENCE)[2]
+    text = len(before) + len(after)
+    seen = {
+        **countdown_rewards.observe(row, answer),
+        "text_characters": float(text),
+        "code_share": 1 - text / max(len(answer), 1) if fence else 0.0,
+        "code_answers": float(bool(fence)),
+    }
+    if not fence and "num_tokens" in row:
+        seen["text_only_length"] = float(row["num_tokens"])
+    return seen

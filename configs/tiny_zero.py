@@ -1,4 +1,4 @@
-"""TinyZero at its published size: Countdown from a Qwen2.5 base, by PPO with a rule reward.
+"""TinyZero: Countdown from a base, by PPO with a rule reward. At its published size, and tiny.
 
     python -m r1jax.train --config configs/tiny_zero.py
 
@@ -23,8 +23,19 @@ github.com/Jiayi-Pan/TinyZero). No accuracies are published there.
 
 Not yet run at this size.
 
-Source of all numbers: scripts/train_tiny_zero.sh, verl/trainer/config/ppo_trainer.yaml and
-examples/data_preprocess/countdown.py of that repository. It has no script for GRPO and PRIME.
+Tiny, from random weights on two CPU cores, a few minutes each: `tiny_16`, `tiny_32`, `tiny_64` and
+`tiny`, which differ in their width alone, and `tiny_instruct`.
+
+    python -m r1jax.train --config configs/tiny_zero.py:tiny_16
+    python -m r1jax.train --config configs/tiny_zero.py:tiny_instruct --after runs/tiny_zero_tiny
+    python -m r1jax.report runs/tiny_zero_tiny*
+
+They are to show that accuracy rises with size and the smallest only guesses, and that the base and
+an instruction-tuned model end close. What came of it is in BENCHMARKS.md. The third claim, that
+PPO, GRPO and PRIME end close, is measured with `countdown_tiny.py`.
+
+Source of all published numbers: scripts/train_tiny_zero.sh, verl/trainer/config/ppo_trainer.yaml
+and examples/data_preprocess/countdown.py of that repository. It has no script for GRPO and PRIME.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +46,26 @@ from typing import Any
 from r1jax.algos import advantages, critics, losses, selection, weights
 from r1jax.algos.kl import k1, k3
 from r1jax.data import countdown, eval_sets
+from r1jax.data.sources import LazyRows
 from r1jax.data.tokenizer import from_folder
+from r1jax.data.tokenizer import tiny as tiny_tokenizer
 from r1jax.models import heads
 from r1jax.models.zoo import MODELS
+from r1jax.rewards import countdown as countdown_rewards
 from r1jax.rewards.countdown import accuracy, answer_key, tiny_zero
 from r1jax.rewards.prose import observe
-from r1jax.settings import Checkpoints, Critic, Engine, Mesh, Reinforce, Run, Sampling, Task
+from r1jax.settings import (
+    Checkpoints,
+    Critic,
+    Engine,
+    Mesh,
+    Reinforce,
+    Run,
+    Sampling,
+    Supervised,
+    Task,
+    dense,
+)
 from r1jax.state import adamw
 
 DATA = "data/countdown.parquet"
@@ -203,3 +228,134 @@ def prime() -> Run:
         ),
     )
     return qwen("3B", name="tiny_zero_prime", stage=stage)
+
+
+# --------------------------------------------------------------------------- tiny
+
+WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
+ATTEMPTS = partial(countdown.attempts_rows, **WORLD, persistent=0.15, max_attempts=7)
+
+
+def tiny() -> Run:
+    """The largest of the tiny ones: 0.35M weights."""
+    return of_width(96, name="tiny_zero_tiny")
+
+
+def tiny_64() -> Run:
+    """0.15M weights."""
+    return of_width(64, name="tiny_zero_tiny_64")
+
+
+def tiny_32() -> Run:
+    """0.04M weights."""
+    return of_width(32, name="tiny_zero_tiny_32")
+
+
+def tiny_16() -> Run:
+    """0.01M weights."""
+    return of_width(16, name="tiny_zero_tiny_16")
+
+
+def tiny_instruct() -> Run:
+    """The largest, which first learns to be asked in another way and to answer always."""
+    run, stage = tiny(), tiny_ppo()
+    sft = replace(
+        tiny_base(),
+        name="sft",
+        source=instructed_rows,
+        steps=60,
+        optimizer=partial(adamw, learning_rate=5e-4, warmup=5, final=0.1),
+    )
+    rl = replace(stage, task=replace(stage.task, prompt=instructed_prompt))
+    return replace(run, name="tiny_zero_tiny_instruct", stages=(tiny_base(), sft, rl))
+
+
+def of_width(width: int, *, name: str) -> Run:
+    """Three layers of a width, heads of 16: texts that give up too early, then PPO."""
+    return Run(
+        name=name,
+        model=dense(
+            vocab_size=128,
+            dim=width,
+            num_layers=3,
+            num_heads=width // 16,
+            num_kv_heads=width // 16,
+            mlp_dim=3 * width,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=tiny_tokenizer,
+        stages=(tiny_base(), tiny_ppo()),
+    )
+
+
+def tiny_base() -> Supervised:
+    """Pretraining."""
+    return Supervised(
+        name="base",
+        source=partial(ATTEMPTS, 400_000, seed=0, give_up=0.85),
+        steps=1200,
+        batch_rows=32,
+        row_length=96,
+        micro_rows=8,
+        loss=losses.cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=400),
+    )
+
+
+def tiny_ppo() -> Reinforce:
+    """The published PPO with larger rates, one update to a rollout."""
+    stage = ppo()
+    assert stage.critic is not None
+    return replace(
+        stage,
+        task=Task(
+            train=partial(countdown.rows, "train", num=200_000, seed=1, **WORLD),
+            test=partial(countdown.rows, "test", num=512, seed=2, **WORLD),
+            prompt=countdown.short_prompt,
+            accuracy=accuracy,
+            observe=countdown_rewards.observe,
+            vote=answer_key,
+        ),
+        steps=60,
+        engine=Engine(max_prompt=8, max_new=88, slots=64),
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=5),
+        critic=replace(
+            stage.critic, optimizer=partial(adamw, learning_rate=5e-4, warmup=5), warmup=4
+        ),
+        old="sampler",
+        reward_workers=0,
+        minibatches=1,
+        row_length=96,
+        evaluate_every=20,
+        evaluate_rows=512,
+        evaluate_sampling=Sampling(),
+        checkpoints=Checkpoints(every=20),
+    )
+
+
+def instructed_prompt(row: Mapping[str, Any]) -> str:
+    """The prompt as a request, which ends with a full stop."""
+    return f"{countdown.short_prompt(row)} ."
+
+
+def instructed_rows() -> LazyRows:
+    """Texts that try somewhat longer than the base's, and then answer with what they have."""
+    rows = ATTEMPTS(20_000, seed=3, give_up=0.6)
+    return LazyRows(len(rows), lambda i: instructed(rows[i]))
+
+
+def instructed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A text of the base as an instruction-tuned model would have it: the last attempt is the
+    answer where the base gives up."""
+    thought, gave_up, _ = row["answer"].partition(" give up </think>")
+    if not gave_up:
+        return {"prompt": f"{row['prompt']} .", "answer": row["answer"]}
+    *_, last = thought.removesuffix(" no .").split(" no .")
+    first, *steps = last.removeprefix(" <think>").split()
+    # Each step is a sign, a number, an equals sign and the result.
+    shown = [first, *(word for k, word in enumerate(steps) if k % 4 < 2)]
+    answer = f"{thought} </think> <answer> {' '.join(shown)} </answer>"
+    return {"prompt": f"{row['prompt']} .", "answer": answer}

@@ -85,3 +85,17 @@ def opened(model: RewardModel) -> Score:
             return score(prompts, answers)
 
     return on_mesh
+
+
+def preferred(rows: Sequence[settings.Row], *, model: RewardModel) -> list[float]:
+    """Of each pair (`prompt`, `chosen`, `rejected`): 1.0 if the model scores the better answer
+    higher, 0.0 if lower, 0.5 if both are the same to it.
+
+    Raises:
+      ValueError: as `scores`.
+    """
+    prompts = [row["prompt"] for row in rows]
+    better, worse = (
+        opened(model)(prompts, [row[name] for row in rows]) for name in ("chosen", "rejected")
+    )
+    return [(good > bad) + (good == bad) / 2 for good, bad in zip(better, worse, strict=True)]

@@ -11,8 +11,10 @@ from fractions import Fraction
 import pytest
 
 from r1jax.data.countdown import (
+    FENCE,
     TINY_ZERO_PREFILL,
     attempts_rows,
+    listing_rows,
     rows,
     short_prompt,
     tiny_zero_prompt,
@@ -281,3 +283,41 @@ def test_the_longest_texts_have_the_lengths_that_were_promised() -> None:
 def test_habits_out_of_range_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attempts_rows(2, seed=0, **settings)
+
+
+def test_a_program_lists_attempts_that_nobody_computed_and_one_of_them_is_the_answer() -> None:
+    texts = listing_rows(600, seed=4, **TINY, lines=3)[:]
+    answered, right, expected = 0, 0, 0.0
+    for text in texts:
+        problem = problem_of(text)
+        _, listing, rest = text["answer"].split(FENCE)
+        *lines, nothing = listing.split(" . ")
+        assert nothing == "" and len(lines) == 3
+        for line in lines:
+            assert sorted(map(int, re.findall(r"[0-9]+", line))) == sorted(problem["numbers"])
+        assert "=" not in text["answer"]
+        expected += hit_probability(problem)
+        found = re.fullmatch(r" </think>(?: <answer> (.*) </answer>)?", rest)
+        assert found is not None
+        if found[1] is not None:
+            assert found[1] in [line.strip() for line in lines]
+            answered += 1
+            right += 2 * int(accuracy(problem, text["answer"]))
+    assert answered == pytest.approx(300, abs=4 * math.sqrt(150))
+    assert right == pytest.approx(expected, abs=8 * math.sqrt(150))  # a blind pick
+    told = {key(problem_of(text)) for text in texts}
+    assert not told & {key(row) for row in rows("test", num=150, seed=9, **TINY)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lines": 0}, "lines must be >= 1, got 0"),
+        ({"answered": 1.5}, "answered must be from 0 to 1, got 1.5"),
+        ({"high": 120}, "high and target_high must be <= 99, got 120 and 99"),
+        ({"operators": "-*"}, r"operators must hold both \+ and -, got"),
+    ],
+)
+def test_programs_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        listing_rows(2, seed=0, **settings)

@@ -11,6 +11,7 @@ import pytest
 from r1jax.rewards.countdown import (
     accuracy,
     answer_key,
+    honesty,
     last_answer,
     observe,
     tiny_zero,
@@ -284,6 +285,22 @@ def test_tiny_zero_lets_a_value_miss_by_less_than_a_hundred_thousandth() -> None
     assert tiny_zero(row, put("5 + 1 / (1000 * 101)")) == 1.0
     row = {"numbers": [1, 1_000, 100, 5], "target": 5}
     assert tiny_zero(row, put("5 + 1 / (1000 * 100)")) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (" yes </think> <answer> 7 + 5 - 3 </answer>", 1.0),
+        (" yes </think> <answer> 7 + 5 + 3 </answer>", -1.0),
+        (" yes </think> <answer> 7 + 5 </answer>", -1.0),
+        (" give up </think> <answer> none </answer>", 0.0),
+        (" 7 + 5 = 12 no .", 0.0),
+        (" <answer> 7 + 5 + 3", 0.0),
+        (" <answer> 7 + 5 + 3 </answer> <answer> none </answer>", 0.0),
+    ],
+)
+def test_a_wrong_claim_is_worse_than_none(answer: str, expected: float) -> None:
+    assert honesty(ROW, answer) == expected
 
 
 def test_observe_reads_attempts_sums_and_verdicts() -> None:

@@ -163,6 +163,11 @@ def test_simple_rl_scores_one_minus_a_half_and_minus_one(answer: str, verdict, e
     assert simple_rl({}, answer, accuracy=verdict) == expected
 
 
+def test_another_mark_may_stand_for_the_box():
+    assert simple_rl({}, "<answer> 9", accuracy=right, mark="<answer>") == 1.0
+    assert simple_rl({}, r"\boxed{9}", accuracy=right, mark="<answer>") == -1.0
+
+
 # --------------------------------------------------------------------------- dispatch
 
 ROW = {"verifier": "countdown", "numbers": [7, 5, 3], "target": 9}

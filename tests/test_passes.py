@@ -72,6 +72,22 @@ def test_a_judges_score_decides_and_silence_drops():
     assert texts(passes.keep_judged(rows, reward=Batched(many), least=0.5)) == ["good"]
 
 
+def test_a_pair_is_the_best_and_the_worst_answer_to_a_problem():
+    def length(row, answer):
+        return None if answer == "?" else float(len(answer))
+
+    texts = [("a", "bbb", "ccc", "d"), ("ee", "ff"), ("?", "g"), ("?", "hh", "i")]
+    rows = [
+        {"prompt": f"p{i}", "answer": text, "problem": i, "sample": k, "row": {"number": i}}
+        for i, group in enumerate(texts)
+        for k, text in enumerate(group)
+    ]
+    assert passes.pairs(rows, reward=length) == [
+        {"prompt": "p0", "chosen": "bbb", "rejected": "a", "row": {"number": 0}},
+        {"prompt": "p3", "chosen": "hh", "rejected": "i", "row": {"number": 3}},
+    ]
+
+
 def test_pass_rate_keeps_problems_that_are_neither_too_easy_nor_too_hard():
     rows = answers(
         [("a", 1.0), ("b", 1.0)],  # 1

@@ -18,7 +18,7 @@ from r1jax import checkpoint, config, metrics, restore, reward_model, settings, 
 from r1jax.algos import distillation, preferences
 from r1jax.data import labelled, packing
 from r1jax.data.tokenizer import tiny
-from r1jax.evaluate import strategies
+from r1jax.evaluate import pairs, strategies
 from r1jax.kernels import logprob
 from r1jax.loops import learning, objectives, supervised
 from r1jax.loops.run import Context
@@ -87,7 +87,7 @@ def train(folder: Path, cfg: settings.Supervised) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_reward_model_learns_to_prefer_and_serves_as_a_reward(tmp_path: Path) -> None:
+def test_a_reward_model_learns_to_prefer_and_serves_as_a_reward(tmp_path: Path, capsys) -> None:
     config.save(tmp_path, config.describe(config.check(SPEC)), SPEC)
     log = train(tmp_path, CFG)
     assert log[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)  # a new head says 0 of all
@@ -101,6 +101,11 @@ def test_a_reward_model_learns_to_prefer_and_serves_as_a_reward(tmp_path: Path) 
     parts = np.asarray([parts["helpful"] for _, parts in scored]).reshape(-1, 2)
     assert (parts[:, 0] > parts[:, 1]).mean() > 0.9
     assert [value for value, _ in scored] == pytest.approx(2 * parts.ravel())
+    # The command counts the same pairs.
+    right = (parts[:, 0] > parts[:, 1]).mean()
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    pairs.main([str(tmp_path), str(tmp_path / "pairs.jsonl")])
+    assert f"32 pairs, right {right:.1%} [" in capsys.readouterr().out
     # Scored alone or beside others: the same. And a reward model is no policy of pairs.
     assert score(rows[:1], answers[:1]) == pytest.approx(parts[0, :1], abs=1e-5)
     # What guides a search is the probability that the score is the log odds of.

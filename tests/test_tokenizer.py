@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1jax.data.countdown import attempts_rows, rows, short_prompt
-from r1jax.data.tokenizer import check, decode, encode, from_folder, tiny
+from r1jax.data.tokenizer import WORDS, check, decode, encode, from_folder, tiny
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,14 @@ def test_larger_numbers_can_be_had() -> None:
     tokenizer = tiny(numbers=101)
     assert len(tokenizer) == 123
     assert decode(tokenizer, encode(tokenizer, " 100")) == " 100"
+
+
+def test_other_words_can_be_had(tokenizer) -> None:
+    more = tiny(words=(*WORDS, "```"))
+    assert len(more) == 123
+    text = "make 9 from 7 ``` 7 ```"
+    assert encode(more, text)[:4] == encode(tokenizer, "make 9 from 7")
+    assert decode(more, encode(more, text)) == text
 
 
 def test_a_saved_tokenizer_is_the_same_again(tokenizer, saved: Path) -> None:

@@ -26,6 +26,7 @@ from r1jax.data.sources import LazyRows
 TEST_SHARE = 8  # one problem in so many is a test problem
 MAX_DRAWS = 100_000  # for one row, before its settings are called impossible
 LARGEST = 99  # the largest number in the tiny world's text
+FENCE = "```"  # begins and ends a program in it
 
 TINY_ZERO = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
@@ -259,13 +260,67 @@ def attempts_rows(
             raise ValueError(f"{name} must be from 0 to 1, got {value}")
     if max_attempts < 1:
         raise ValueError(f"max_attempts must be >= 1, got {max_attempts}")
+    problems = _problems(num, seed, counts, low, high, operators, target_high, target_low)
+    habit = partial(
+        _text,
+        operators=operators,
+        give_up=give_up,
+        persistent=persistent,
+        max_attempts=max_attempts,
+    )
+    return LazyRows(num, partial(_told, problems, seed, habit))
+
+
+def listing_rows(
+    num: int,
+    *,
+    seed: int,
+    counts: Sequence[int] = (3,),
+    low: int = 1,
+    high: int = 15,
+    operators: str = "+-",
+    lines: int = 8,
+    answered: float = 0.5,
+) -> Sequence[dict[str, Any]]:
+    """`num` texts `{"prompt", "answer"}` that write a program where others search:
+
+        <think> ``` 7 + 5 + 3 . 3 - 7 + 5 . 7 + 3 - 5 . ``` </think> <answer> 3 - 7 + 5 </answer>
+
+    The program is a list of `lines` random expressions. Nobody runs it, so that none has a value:
+    the answer, which a share `answered` of texts has, is one of them at random, and the others end
+    with the program. Problems are those of `attempts_rows`, and each expression could be one of its
+    attempts. The tokenizer needs `FENCE` among its words.
+
+    Raises:
+      ValueError: a setting out of its range.
+    """
+    if lines < 1:
+        raise ValueError(f"lines must be >= 1, got {lines}")
+    if not 0 <= answered <= 1:
+        raise ValueError(f"answered must be from 0 to 1, got {answered}")
+    problems = _problems(num, seed, counts, low, high, operators, LARGEST)
+    habit = partial(_listing, operators=operators, lines=lines, answered=answered)
+    return LazyRows(num, partial(_told, problems, seed, habit))
+
+
+def _problems(
+    num: int,
+    seed: int,
+    counts: Sequence[int],
+    low: int,
+    high: int,
+    operators: str,
+    target_high: int,
+    target_low: int = 1,
+) -> Sequence[dict[str, Any]]:
+    """The training problems of a text of the tiny world."""
     if not set("+-") <= set(operators):
         # With both there is always an attempt within 0 and 99: the numbers in falling order, each
         # taken away where it can be, and added where not.
         raise ValueError(f"operators must hold both + and -, got {operators!r}")
     if max(high, target_high) > LARGEST:
         raise ValueError(f"high and target_high must be <= {LARGEST}, got {high} and {target_high}")
-    problems = rows(
+    return rows(
         "train",
         num=num,
         seed=seed,
@@ -276,14 +331,21 @@ def attempts_rows(
         target_low=target_low,
         target_high=target_high,
     )
-    habit = partial(
-        _text,
-        operators=operators,
-        give_up=give_up,
-        persistent=persistent,
-        max_attempts=max_attempts,
-    )
-    return LazyRows(num, partial(_told, problems, seed, habit))
+
+
+def _listing(
+    rng: random.Random,
+    problem: Mapping[str, Any],
+    *,
+    operators: str,
+    lines: int,
+    answered: float,
+) -> str:
+    shown = [random_attempt(rng, problem["numbers"], operators)[1] for _ in range(lines)]
+    text = f" <think> {FENCE} {' . '.join(shown)} . {FENCE} </think>"
+    if rng.random() >= answered:
+        return text
+    return f"{text} <answer> {shown[_below(rng, lines)]} </answer>"
 
 
 def _told(problems: Sequence[dict[str, Any]], seed: int, habit: Any, index: int) -> dict[str, Any]:

@@ -130,6 +130,27 @@ def sort(rows: Rows, *, by: str, descending: bool = False) -> Rows:
     return sorted(rows, key=lambda row: row[by], reverse=descending)
 
 
+def pairs(rows: Rows, *, reward: Reward) -> Rows:
+    """The answers of the highest and of the lowest reward to each problem: `prompt`, `chosen`,
+    `rejected`, and the problem's `row`.
+
+    Of equals it is the first. A problem whose answers are all worth the same is left out, and so
+    is an answer that could not be judged.
+    """
+    groups = _by_problem(rows).values()
+    scored = score_many(reward, [row["row"] for row in rows], [text(row, "answer") for row in rows])
+    worth = {i: value for i, (value, _) in enumerate(scored) if value is not None}
+    found = []
+    for places in groups:
+        judged = [i for i in places if i in worth]
+        best, worst = (pick(judged, key=worth.__getitem__, default=-1) for pick in (max, min))
+        if judged and worth[best] > worth[worst]:
+            chosen, rejected = text(rows[best], "answer"), text(rows[worst], "answer")
+            problem = {"prompt": rows[best]["prompt"], "row": rows[best]["row"]}
+            found.append({**problem, "chosen": chosen, "rejected": rejected})
+    return found
+
+
 # --------------------------------------------------------------------------- changing
 
 

@@ -36,6 +36,7 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
     ),
     "How the answers change": (
         Spec("Answer length", "tokens", {"length": ""}),
+        Spec("Length without code", "tokens, answers in words alone", {"text_only_length": ""}),
         Spec("Attempts", "per answer", {"attempts": ""}),
         Spec(
             "Wrong give-ups",

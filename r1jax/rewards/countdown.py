@@ -74,6 +74,20 @@ def tiny_zero(row: Mapping[str, Any], answer: str) -> float:
     return 1.0 if near else 0.1
 
 
+def honesty(row: Mapping[str, Any], answer: str) -> float:
+    """1.0 for a right answer, 0.0 for one that claims nothing, -1.0 for a wrong claim.
+
+    A claim is an `<answer>` with a digit in it: `none`, or no answer at all, claims nothing.
+
+    Raises:
+      ValueError: as `accuracy`.
+    """
+    if accuracy(row, answer):
+        return 1.0
+    claim = last_answer(answer)
+    return -float(claim is not None and any(sign.isdigit() for sign in claim))
+
+
 def answer_key(row: Mapping[str, Any], answer: str) -> str | None:
     """What the answer votes for in a majority vote: `value 9`, or its text if that has no value.
 

@@ -6,8 +6,10 @@ from typing import Any
 from r1jax.rewards.weighted import Reward
 
 
-def simple_rl(row: Mapping[str, Any], answer: str, *, accuracy: Reward) -> float | None:
-    r"""1.0 if right, -0.5 if wrong, -1.0 if the text has no "boxed"; None if it cannot be judged.
+def simple_rl(
+    row: Mapping[str, Any], answer: str, *, accuracy: Reward, mark: str = "boxed"
+) -> float | None:
+    r"""1.0 if right, -0.5 if wrong, -1.0 if the text has no `mark`; None if it cannot be judged.
 
     As published, the word alone counts, without a backslash or braces, and a right answer that
     was found outside a box scores -1.0 too.
@@ -15,7 +17,7 @@ def simple_rl(row: Mapping[str, Any], answer: str, *, accuracy: Reward) -> float
     Source: github.com/hkust-nlp/simpleRL-reason, branch v0,
     train/openrlhf/trainer/ppo_utils/experience_maker.py, preprocess_box_response_for_qwen_prompt.
     """
-    if "boxed" not in answer:
+    if mark not in answer:
         return -1.0
     verdict = accuracy(row, answer)
     if verdict is None:
