@@ -235,7 +235,7 @@ def tiny_table() -> Compare:
     return Compare(
         name="table",
         models={"base": "base", "RL": "rl", "distilled": "distilled"},
-        source=partial(small_world.rows, "test", num=1024, seed=8, kinds=KINDS),
+        source=partial(small_world.rows, "test", num=896, seed=8, kinds=KINDS),
         prompt=small_world.prompt,
         engine=ENGINE,
         measures={"reasoning": small.reasoned, "readability": small.readable},
