@@ -82,8 +82,8 @@ def test_thinning_keeps_every_bins_extremes_in_order():
     assert max(points, key=lambda p: p[1]) in thin and min(points, key=lambda p: p[1]) in thin
 
 
-def places(chart: str) -> list[tuple[float, float]]:
-    (path,) = re.findall(r'<path class="line c0" d="M([^"]*)"', chart)
+def places(chart: str, colour: int = 0) -> list[tuple[float, float]]:
+    (path,) = re.findall(rf'<path class="line c{colour}" d="M([^"]*)"', chart)
     return [(float(x), float(y)) for x, y in (place.split() for place in path.split("L"))]
 
 
@@ -114,6 +114,45 @@ def test_labels_at_the_lines_ends_do_not_touch():
     heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="label', chart)]
     gaps = [b - a for a, b in pairwise(heights)]
     assert len(heights) == 6 and min(gaps) >= 12.9
+
+
+@pytest.mark.parametrize(
+    ("ends", "marks"),
+    [
+        ((30.0, 240.0), ["32", "64", "128"]),
+        ((33.0, 60.0), ["40", "50", "60"]),  # no power of two, or one alone
+        ((40.0, 100.0), ["40", "60", "80", "100"]),
+        ((58.5, 58.5), ["58"]),  # a single point stands at its own place
+    ],
+)
+def test_an_axis_of_doublings_always_has_marks_to_read_it_by(ends, marks: list[str]):
+    line = charts.Series(label="x", points=[(x, 0.5) for x in dict.fromkeys(ends)], marked=True)
+    chart = charts.line_chart("t", "", [line], charts.Axis(doubling=True, across="tokens"))
+    assert re.findall(r'class="tick mid">([^<]*)<', chart) == marks
+
+
+def test_a_marked_step_is_a_rule_at_its_place():
+    line = charts.Series(label="x", points=[(step, 0.0) for step in range(0, 101, 25)])
+    chart = charts.line_chart("t", "", [line], charts.Axis(mark=75))
+    (x,) = re.findall(r'class="limit" d="M([\d.]+) ', chart)
+    assert float(x) == pytest.approx(places(chart)[3][0], abs=0.1)
+
+
+def test_in_a_broad_chart_a_thin_line_leads_from_each_end_to_its_label():
+    lines = [
+        charts.Series(label=f"a long name, number {i}", points=[(1, 0.1), (2 + i, 0.5)], colour=i)
+        for i in range(3)
+    ]
+    chart = charts.line_chart("t", "", lines, charts.Axis(), broad=True)
+    ends = [places(chart, colour)[-1] for colour in range(3)]
+    leaders = re.findall(r'class="raw c(\d)" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', chart)
+    heights = dict(re.findall(r'y="([\d.]+)" class="label c\d">a long name, number (\d)', chart))
+    assert len(leaders) == 3 and "…" not in chart
+    for colour, *place in leaders:
+        x, y, right, height = map(float, place)
+        assert (x, y) == pytest.approx(ends[int(colour)], abs=0.1)
+        label = next(float(at) for at, name in heights.items() if name == colour)
+        assert right > x and height == pytest.approx(label - 3.5, abs=0.11)
 
 
 def test_a_chart_without_values_is_left_out():

@@ -202,7 +202,7 @@ def stands_alone(page: str) -> None:
 
 
 def figure(page: str, title: str) -> str:
-    (found,) = [f for f in re.findall(r"<figure>.*?</figure>", page, re.DOTALL) if title in f]
+    (found,) = [f for f in re.findall(r"<figure.*?</figure>", page, re.DOTALL) if title in f]
     return found
 
 
@@ -350,6 +350,42 @@ def test_where_reflections_take_off_is_said_and_marked(run: Path, page: str, tmp
     flat = report.build(tmp_path)
     assert "Reflections do not take off: there is no step" in text_of(flat)
     assert ">take-off</text>" not in flat
+
+
+def curve_file(file: Path, scorer: str | None, **sizes: list[float]) -> None:
+    """Points of strategies with these accuracies at 1, 2, ... answers of 30 tokens."""
+    about = {"stage": "rl", "step": 80, "data": "test", "problems": 128, "scorer": scorer}
+    points = [
+        {**about, "strategy": name, "size": i, "sampled": 30.0 * i, "read": 9, "cut": 0.0}
+        | {"scored": 30 * i * (name in ("best", "tree")), "accuracy": value}
+        | {"low": value - 0.1, "high": value + 0.1}
+        for name, values in sizes.items()
+        for i, value in enumerate(values, 1)
+    ]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(point) + "\n" for point in points))
+
+
+def test_strategies_with_several_scorers_are_one_chart(tmp_path: Path):
+    metrics.open_writer(tmp_path)
+    folder = tmp_path / "evaluations"
+    plain = {"plain": [0.5], "majority": [0.5, 0.6]}
+    curve_file(folder / "a.curves.jsonl", "runs/reward", **plain, best=[0.5, 0.7])
+    curve_file(folder / "b.curves.jsonl", "mine:rule", **plain, best=[0.5, 0.8], tree=[0.5, 0.9])
+    page = report.build(tmp_path)
+    stands_alone(page)
+    chart = figure(page, "<b>Accuracy</b>")
+    labels = re.findall(r'class="label c\d">([^<]*)<', chart)
+    assert sorted(labels) == [
+        *("best by reward 70.0%", "best by rule 80.0%"),
+        *("majority 60.0%", "plain 50.0%", "tree by rule 90.0%"),
+    ]
+    assert page.count("<tr><td>") == 1 + 2 + 2 + 2 + 2  # what both files hold stands there once
+    assert "band" not in chart and "majority 60.0%" in chart
+    other = (folder / "b.curves.jsonl").read_text().replace('"step": 80', '"step": 60')
+    (folder / "b.curves.jsonl").write_text(other)
+    page = report.build(tmp_path)
+    assert page.count("<h3>Stage rl, step") == 2  # other weights are another section
 
 
 def test_code_is_drawn_where_answers_hold_some(tmp_path: Path):

@@ -140,7 +140,8 @@ def sample_answers(args: argparse.Namespace) -> None:
     if args.checkpoint == "best" and found.data == "test":
         print("the checkpoint was chosen by these problems: it is biased upward", file=sys.stderr)
     if args.strategies:
-        out = checked_out(args.out or _file(args, model, found, "search"))
+        by = "" if args.score is None else f"-{Path(args.score.rpartition(':')[2]).name}"
+        out = checked_out(args.out or _file(args, model, found, f"search{by}"))
         strategies.main(args, model, found, out, seed)
         return
     samples, ks = _sizes(args, found.engine.sampling)

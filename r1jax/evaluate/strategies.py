@@ -129,6 +129,7 @@ def main(
         "step": model.step,
         "task": found.stage,
         "data": found.data,
+        "scorer": args.score,
         "sampling": asdict(engine.sampling),
         "max_new": engine.max_new,
         "seed": seed,

@@ -12,6 +12,7 @@ from html import escape
 from itertools import groupby, pairwise
 
 WIDTH, HEIGHT = 380, 216  # in units of the drawing, about pixels in a column of the page
+BROAD, TALL = 800, 420  # of a chart of many lines, as broad as the page's text
 LEFT, TOP, BOTTOM = 46, 14, 28
 LETTER = 6.4  # width of a letter in the labels' 11 px bold type
 LABEL_GAP = 13  # between the baselines of two labels
@@ -34,6 +35,7 @@ class Series:
     band: Sequence[tuple[float, float, float]] = ()
     colour: int = 0  # index into the page's palette
     marked: bool = False  # few exact values: a dot on each, and no smoothing
+    dashed: bool = False  # another line has its colour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +170,15 @@ class _Frame:
     x: Callable[[float], float]
     y: Callable[[float], float]
     right: float  # the end of the plot; labels follow
+    foot: float  # where the plot ends below
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
     axis: Axis
 
 
-def line_chart(title: str, note: str, series: Sequence[Series], axis: Axis) -> str:
+def line_chart(
+    title: str, note: str, series: Sequence[Series], axis: Axis, *, broad: bool = False
+) -> str:
     """A <figure> of lines over steps, each named by its end, or "" if there is nothing to draw.
 
     Values that are not finite are left out; on a log axis those that are not positive are drawn
@@ -184,24 +189,27 @@ def line_chart(title: str, note: str, series: Sequence[Series], axis: Axis) -> s
     if not series:
         return ""
     lines = [line if line.marked else _smooth(line) for line in series]
-    labels = [_label(line, axis, named=len(series) > 1) for line in lines]
+    longest = (28 if broad else 16) if len(series) > 1 else 0
+    labels = [_label(line, axis, longest) for line in lines]
     described = escape(f"{title}: {', '.join(labels)} at the last {axis.across}", quote=True)
     if len(labels) > MAX_LABELS:
         labels = [""] * len(labels)
-    right = WIDTH - 10 - LETTER * max(len(axis.across), *(len(text) for text in labels))
-    frame = _frame(series, axis, right)
+    width, height = (BROAD, TALL) if broad else (WIDTH, HEIGHT)
+    right = width - 10 - LETTER * max(len(axis.across), *(len(text) for text in labels))
+    frame = _frame(series, axis, right, height - BOTTOM)
     parts = [_grid(frame)]
     parts += [_band(line, frame) for line in series if line.band]
     for raw, line in zip(series, lines, strict=True):
         if line is not raw and len(series) <= 2:
             parts.append(_path(raw, frame, "raw"))
-    parts += [_path(line, frame, "line") for line in lines]
+    parts += [_path(line, frame, "line dashed" if line.dashed else "line") for line in lines]
     parts += [_dots(line, frame) for line in lines]
-    parts += _labels(lines, labels, frame)
+    parts += _labels(lines, labels, frame, leaders=broad)
     parts += _tooltips(series, frame)
     return (
-        f"<figure><figcaption><b>{escape(title)}</b> <span>{escape(note)}</span></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">'
+        f"<figure{' class=broad' * broad}><figcaption><b>{escape(title)}</b> "
+        f"<span>{escape(note)}</span></figcaption>"
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{described}">'
         + "".join(parts)
         + "</svg></figure>\n"
     )
@@ -225,15 +233,14 @@ def _smooth(line: Series) -> Series:
     return replace(line, points=points, band=())
 
 
-def _label(line: Series, axis: Axis, *, named: bool) -> str:
+def _label(line: Series, axis: Axis, longest: int) -> str:
+    """The line's last value, behind so many letters of its name."""
     text = number(line.points[-1][1], share=axis.share)
-    if not named:
-        return text
-    name = line.label if len(line.label) <= 16 else line.label[:15] + "…"
-    return f"{name} {text}"
+    name = line.label if len(line.label) <= longest else line.label[: longest - 1] + "…"
+    return f"{name} {text}" if longest else text
 
 
-def _frame(series: Sequence[Series], axis: Axis, right: float) -> _Frame:
+def _frame(series: Sequence[Series], axis: Axis, right: float, foot: float) -> _Frame:
     steps = [step for line in series for step, _ in line.points]
     values = [value for line in series for _, value in line.points]
     values += [edge for line in series for _, *edges in line.band for edge in edges]
@@ -273,9 +280,9 @@ def _frame(series: Sequence[Series], axis: Axis, right: float) -> _Frame:
         return LEFT + (right - LEFT) * share
 
     def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * up(value)
+        return foot - (foot - TOP) * up(value)
 
-    return _Frame(x=x, y=y, right=right, x_ticks=x_ticks, y_ticks=y_ticks, axis=axis)
+    return _Frame(x=x, y=y, right=right, foot=foot, x_ticks=x_ticks, y_ticks=y_ticks, axis=axis)
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:
@@ -287,7 +294,7 @@ def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 
 
 def _grid(frame: _Frame) -> str:
-    axis, foot = frame.axis, HEIGHT - BOTTOM
+    axis, foot = frame.axis, frame.foot
     texts = (
         [power(value) for value in frame.y_ticks]
         if axis.log
@@ -341,20 +348,29 @@ def _dots(line: Series, frame: _Frame) -> str:
     )
 
 
-def _labels(lines: Sequence[Series], texts: Sequence[str], frame: _Frame) -> list[str]:
-    """The texts right of the lines' ends, moved up or down where they would touch."""
-    order = sorted(range(len(lines)), key=lambda i: frame.y(lines[i].points[-1][1]))
-    places = [frame.y(lines[i].points[-1][1]) + 3.5 for i in order]
+def _labels(
+    lines: Sequence[Series], texts: Sequence[str], frame: _Frame, *, leaders: bool
+) -> list[str]:
+    """The texts right of the lines' ends, moved up or down where they would touch.
+
+    With `leaders` a thin line leads from each line's end to its text.
+    """
+    ends = [(frame.x(line.points[-1][0]), frame.y(line.points[-1][1])) for line in lines]
+    order = sorted(range(len(lines)), key=lambda i: ends[i][1])
+    places = [ends[i][1] + 3.5 for i in order]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + LABEL_GAP)
     if places:
-        places[-1] = min(places[-1], HEIGHT - BOTTOM + 3.5)
+        places[-1] = min(places[-1], frame.foot + 3.5)
     for i in reversed(range(len(places) - 1)):
         places[i] = min(places[i], places[i + 1] - LABEL_GAP)
-    return [
-        _text(frame.right + 7, place, texts[i], f"label c{lines[i].colour}")
-        for i, place in zip(order, places, strict=True)
-    ]
+    parts = []
+    for i, place in zip(order, places, strict=True):
+        if leaders:
+            kind = f"raw c{lines[i].colour}"
+            parts.append(_rule(*ends[i], frame.right + 4, place - 3.5, kind))
+        parts.append(_text(frame.right + 7, place, texts[i], f"label c{lines[i].colour}"))
+    return parts
 
 
 def _tooltips(series: Sequence[Series], frame: _Frame) -> list[str]:
@@ -381,8 +397,8 @@ def _tooltips(series: Sequence[Series], frame: _Frame) -> list[str]:
         x, width = edges[i], edges[i + 1] - edges[i]
         parts.append(
             f'<g class="tip"><title>{title}</title>'
-            f'<rect x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{HEIGHT - BOTTOM - TOP}"/>'
-            + _rule(frame.x(step), TOP, frame.x(step), HEIGHT - BOTTOM, "cursor")
+            f'<rect x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{frame.foot - TOP}"/>'
+            + _rule(frame.x(step), TOP, frame.x(step), frame.foot, "cursor")
             + "</g>"
         )
     return parts

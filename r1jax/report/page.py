@@ -55,6 +55,8 @@ dd small { display: block; font: .85rem/1.4 var(--sans); color: var(--soft); }
 figure { margin: 0; min-width: 0; max-width: 32rem; }
 figcaption { font-size: .85rem; line-height: 1.35; min-height: 2.9em; }
 figcaption b { display: block; font-weight: 600; font-size: .95rem; }
+figure.broad { grid-column: 1 / -1; max-width: 56rem; }
+figure.broad figcaption { min-height: 0; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font: 11px var(--sans); fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg .end { text-anchor: end; }
@@ -65,6 +67,7 @@ svg .zero { stroke: var(--soft); stroke-width: 1; opacity: .6; }
 svg .limit { stroke: var(--wrong); stroke-width: 1; stroke-dasharray: 3 3; }
 svg .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round;
   stroke-linecap: round; }
+svg .dashed { stroke-dasharray: 6 3; }
 svg .raw { fill: none; stroke: var(--c); stroke-width: 1; opacity: .3; stroke-linejoin: round; }
 svg .band { fill: var(--c); opacity: .16; }
 svg .dot { fill: var(--c); stroke: var(--paper); stroke-width: 1; }
