@@ -11,7 +11,7 @@ family:
 
     python -m r1jax.train --config configs/sky_t1.py:tiny --after runs/countdown_tiny
 
-(Without `--after` it makes the student's base itself.) Three kinds of problems, 5 : 10 : 1; 1,700
+(Without `--after` it makes the student's base itself.) Three kinds of problems, 5 : 10 : 1; 1,800
 verified answers of the teacher; three epochs of SFT and nothing else. Shown: SFT alone lifts the
 student to near its teacher; the report's table of costs has the seconds and tokens of data building
 and of SFT apart. The figures are in BENCHMARKS.md. All that follows is about the full size.
@@ -244,7 +244,7 @@ def verified(name: str, file: str) -> Build:
 
 WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
 ENGINE = Engine(max_prompt=8, max_new=136, slots=64)
-TINY_EPOCHS, TINY_STEPS = 3, 75  # some 1,700 answers of 60 tokens, 32 rows of 144 in an update
+TINY_EPOCHS, TINY_STEPS = 3, 75  # some 1,800 answers of 60 tokens, 32 rows of 144 in an update
 
 
 def tiny() -> Run:
