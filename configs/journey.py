@@ -7,6 +7,17 @@
 The default learns from the whole way: wrong steps, how they were found out, and back. `shortcut`
 learns from the right path alone, to the same problems.
 
+`tiny` and `tiny_shortcut` are that on two CPU cores, from the base of countdown_tiny.py:
+
+    python -m r1jax.train --config configs/journey.py:tiny --after runs/countdown_tiny
+    python -m r1jax.train --config configs/journey.py:tiny_shortcut --after runs/countdown_tiny
+
+(Without `--after` each makes the base itself.) The base answers 512 problems eight times. To each
+that it got right once, one text is made: of its failed attempts and then the right one, or of the
+right one alone. Shown: at equal problems and updates the whole way ends higher. Its student goes on
+until it is right; that of the shortcut tries less often and takes wrong results for right ones.
+The figures are in BENCHMARKS.md. All that follows is about the full size.
+
 Needs: models/deepseek-math-7b-base; data/journey.jsonl and data/shortcut.jsonl with `prompt` and
 `answer`. The paper makes the first from trees over PRM800K, searched depth first with backtracking,
 and tells the search as one long thought.
@@ -23,13 +34,29 @@ Numbers: the abstract has the 327 samples. Rate, passes, batch and length are no
 those here are ours.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from r1jax.algos.losses import cross_entropy
+from r1jax.data import countdown, tokenizer
+from r1jax.data.passes import keep, retell
 from r1jax.data.sources import jsonl
-from r1jax.data.tokenizer import from_folder
-from r1jax.settings import Mesh, Run, Supervised, dense
+from r1jax.rewards.countdown import accuracy, answer_key, observe
+from r1jax.settings import (
+    Build,
+    Built,
+    Checkpoints,
+    Engine,
+    Evaluation,
+    Mesh,
+    Run,
+    Sampled,
+    Supervised,
+    Task,
+    dense,
+)
 from r1jax.state import adamw
 
 NUM_SAMPLES, EPOCHS, BATCH = 327, 3, 8  # a batch of packed rows
@@ -52,7 +79,7 @@ def config() -> Run:
             dtype="bfloat16",
             remat="layer",
         ),
-        tokenizer=partial(from_folder, folder),
+        tokenizer=partial(tokenizer.from_folder, folder),
         weights=folder,
         stages=(sft("data/journey.jsonl"),),
         mesh=Mesh(data=1, fsdp=-1),
@@ -75,4 +102,112 @@ def sft(file: str) -> Supervised:
         micro_rows=BATCH,
         loss=cross_entropy,
         optimizer=partial(adamw, learning_rate=1e-5, warmup=5, final=0.1),
+    )
+
+
+# --------------------------------------------------------------------------- tiny
+
+WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
+ENGINE = Engine(max_prompt=8, max_new=136, slots=64)
+
+
+def tiny() -> Run:
+    """A base, texts of the whole way, SFT on them."""
+    return tiny_run("journey_tiny", countdown.journey)
+
+
+def tiny_shortcut() -> Run:
+    """The same, on the right path alone."""
+    return tiny_run("journey_tiny_shortcut", countdown.shortcut)
+
+
+def tiny_run(name: str, tell: Callable[..., str]) -> Run:
+    """SFT on texts that `tell` makes of the base's own answers: as many updates for both."""
+    return Run(
+        name=name,
+        model=dense(
+            vocab_size=128,
+            dim=96,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=256,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=tokenizer.tiny,
+        stages=(tiny_base(), tiny_texts(tell), tiny_sft()),
+    )
+
+
+def tiny_base() -> Supervised:
+    """The base of countdown_tiny.py: it computes and judges well but gives up too early."""
+    return Supervised(
+        name="base",
+        source=partial(
+            countdown.attempts_rows,
+            400_000,
+            seed=0,
+            **WORLD,
+            give_up=0.85,
+            persistent=0.15,
+            max_attempts=11,
+        ),
+        steps=1200,
+        batch_rows=32,
+        row_length=144,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=200),
+    )
+
+
+def tiny_texts(tell: Callable[..., str]) -> Build:
+    """The base's answers to 512 problems, eight to each, made into one text for each problem."""
+    return Build(
+        name="texts",
+        source=partial(countdown.rows, "train", num=512, seed=3, **WORLD),
+        prompt=countdown.short_prompt,
+        answers=Sampled(engine=ENGINE),
+        samples=8,
+        accuracy=accuracy,
+        passes={
+            "careless": partial(keep, where=careful),
+            "told": partial(retell, tell=tell),
+        },
+    )
+
+
+def careful(row: Mapping[str, Any]) -> bool:
+    """Whether the sums, the verdicts and the use of the numbers in an answer are all right."""
+    seen = observe(row["row"], row["answer"])
+    return all(seen.get(name) == 1.0 for name in ("right_sums", "right_verdicts", "right_numbers"))
+
+
+def tiny_sft() -> Supervised:
+    """A hundred updates, and held-out accuracy before and after."""
+    return Supervised(
+        name="sft",
+        source=Built(stage="texts"),
+        steps=100,
+        batch_rows=8,
+        row_length=144,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=1e-3, warmup=5, final=0.1),
+        evaluation=Evaluation(
+            task=Task(
+                train=partial(countdown.rows, "train", num=200_000, seed=1, **WORLD),
+                test=partial(countdown.rows, "test", num=512, seed=2, **WORLD),
+                prompt=countdown.short_prompt,
+                accuracy=accuracy,
+                observe=observe,
+                vote=answer_key,
+            ),
+            engine=ENGINE,
+            rows=512,
+        ),
+        checkpoints=Checkpoints(every=20),
     )

@@ -8,6 +8,15 @@ SFT and then RL. Open-R1 has not finished steps 2 and 3: their problems and size
 its demonstrations. These are variants too: `grpo_distill` (R1-Distill-Qwen-1.5B), `grpo_instruct`
 and `grpo_code` (Qwen2.5-1.5B-Instruct).
 
+`tiny` is all three steps, one after another in one run, on two CPU cores, with the model in
+runs/countdown_tiny (`make train` makes it) in the place of R1, and the base that it began with:
+
+    python -m r1jax.train --config configs/open_r1.py:tiny --after runs/countdown_tiny
+
+(Without `--after` it makes the base itself.) Stages: `corpus` and `sft`, `zero` from the base,
+`multi_stage` from `sft`. Shown: the three steps run, each ends above the base, and RL goes on from
+where SFT ends. The figures are in BENCHMARKS.md. All that follows is about the full size.
+
 Needs: models/Qwen2.5-Math-7B-RoPE-300k and others as named below, under models/;
 data/mixture_of_thoughts.jsonl with `prompt` and `answer`; data/math_problems.jsonl (`question`,
 `answer`, `verifier`), data/code_problems.jsonl (`question`, `tests`, `verifier`, `language`
@@ -41,16 +50,16 @@ from r1jax.algos.advantages import grpo
 from r1jax.algos.kl import k3
 from r1jax.algos.losses import cross_entropy, policy_loss
 from r1jax.algos.weights import sequence_mean
-from r1jax.data import eval_sets
+from r1jax.data import countdown, eval_sets, tokenizer
 from r1jax.data.duplicates import decontaminate, distinct
 from r1jax.data.filters import right
 from r1jax.data.passes import keep, keep_pass_rate, problems
 from r1jax.data.sources import jsonl
-from r1jax.data.tokenizer import from_folder
 from r1jax.models.zoo import MODELS
 from r1jax.rewards import code, math
+from r1jax.rewards import countdown as numbers
 from r1jax.rewards.endpoint import Endpoint, ask
-from r1jax.rewards.format import code_block, open_r1, open_r1_tag_count
+from r1jax.rewards.format import code_block, open_r1, open_r1_tag_count, tag_count, think_answer
 from r1jax.rewards.prose import observe
 from r1jax.rewards.weighted import weighted
 from r1jax.settings import (
@@ -60,6 +69,7 @@ from r1jax.settings import (
     Checkpoints,
     Decoder,
     Engine,
+    Evaluation,
     Mesh,
     Reinforce,
     Run,
@@ -69,6 +79,7 @@ from r1jax.settings import (
     Supervised,
     Task,
     Taught,
+    dense,
 )
 from r1jax.state import adamw
 
@@ -96,7 +107,7 @@ def run(name: str, folder: str, model: Decoder, *stages: Stage) -> Run:
     return Run(
         name=f"open_r1_{name}",
         model=replace(model, dtype="bfloat16", remat="layer"),
-        tokenizer=partial(from_folder, f"models/{folder}"),
+        tokenizer=partial(tokenizer.from_folder, f"models/{folder}"),
         weights=f"models/{folder}",
         stages=stages,
         mesh=Mesh(data=1, fsdp=-1),
@@ -280,3 +291,124 @@ def multi_stage() -> Run:
     """Step 3: SFT on the distilled corpus, then RL."""
     stage = rl(max_new=4096, learning_rate=1e-6, temperature=0.7)
     return run("multi_stage", "Qwen2.5-Math-7B-RoPE-300k", long_7b(), sft(), stage)
+
+
+# --------------------------------------------------------------------------- tiny
+
+WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
+ENGINE = Engine(max_prompt=8, max_new=136, slots=64)
+TASK = Task(
+    train=partial(countdown.rows, "train", num=200_000, seed=1, **WORLD),
+    test=partial(countdown.rows, "test", num=512, seed=2, **WORLD),
+    prompt=countdown.short_prompt,
+    accuracy=numbers.accuracy,
+    observe=numbers.observe,
+    vote=numbers.answer_key,
+)
+
+
+def tiny() -> Run:
+    """A base; a corpus and SFT; RL from the base; RL from what SFT made."""
+    zero = tiny_rl()
+    stages = (
+        tiny_base(),
+        tiny_corpus(),
+        tiny_sft(),
+        replace(zero, name="zero", begin="base"),
+        replace(zero, name="multi_stage", begin="sft"),
+    )
+    return Run(
+        name="open_r1_tiny",
+        model=dense(
+            vocab_size=128,
+            dim=96,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=256,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=tokenizer.tiny,
+        stages=stages,
+    )
+
+
+def tiny_base() -> Supervised:
+    """The base of countdown_tiny.py: it computes and judges well but gives up too early."""
+    return Supervised(
+        name="base",
+        source=partial(
+            countdown.attempts_rows,
+            400_000,
+            seed=0,
+            **WORLD,
+            give_up=0.85,
+            persistent=0.15,
+            max_attempts=11,
+        ),
+        steps=1200,
+        batch_rows=32,
+        row_length=144,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=200),
+    )
+
+
+def tiny_corpus() -> Build:
+    """Step 1: two answers of the teacher to each problem, verified. No problem is one of a test."""
+    return Build(
+        name="corpus",
+        source=partial(countdown.rows, "train", num=512, seed=3, **WORLD),
+        prompt=countdown.short_prompt,
+        answers=Sampled(engine=ENGINE, run="runs/countdown_tiny", stage="rl"),
+        samples=2,
+        accuracy=numbers.accuracy,
+        passes={"wrong": partial(keep, where=right), "duplicates": distinct},
+        at_once=256,
+    )
+
+
+def tiny_sft() -> Supervised:
+    """Step 1: some two passes over the corpus, settings as in `sft` but for rate and sizes."""
+    return Supervised(
+        name="sft",
+        source=Built(stage="corpus"),
+        steps=25,
+        batch_rows=32,
+        row_length=144,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=1e-3, warmup=2, final=0.1, max_grad_norm=0.2),
+        evaluation=Evaluation(task=TASK, engine=ENGINE, rows=512),
+        checkpoints=Checkpoints(every=25),
+    )
+
+
+def tiny_rl() -> Reinforce:
+    """Steps 2 and 3: GRPO with Open-R1's rewards, its forms without the line breaks."""
+    return Reinforce(
+        name="rl",
+        task=TASK,
+        steps=40,
+        prompts=32,
+        group=8,
+        engine=ENGINE,
+        reward=weighted(
+            accuracy=(1.0, numbers.accuracy),
+            format=(1.0, think_answer),
+            tags=(1.0, tag_count),
+        ),
+        advantage=grpo,
+        loss=partial(policy_loss, clip_low=0.2, clip_high=0.2),
+        weight=sequence_mean,
+        optimizer=partial(adamw, learning_rate=1e-4, warmup=4, final=0.1),
+        row_length=144,
+        micro_rows=8,
+        evaluate_every=20,
+        evaluate_rows=512,
+        checkpoints=Checkpoints(every=20),
+    )

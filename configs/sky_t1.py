@@ -5,6 +5,17 @@
 The default trains on the published data set. Variant: `sky_t1.py:rebuilt` makes it anew first: a
 teacher answers, another model puts the answers into one form, tests and gold answers verify them.
 
+`tiny` is that on two CPU cores, with the model in runs/countdown_tiny as the teacher (`make train`
+makes it) and the base that it began with as the student, as QwQ-32B and Qwen2.5-32B are one
+family:
+
+    python -m r1jax.train --config configs/sky_t1.py:tiny --after runs/countdown_tiny
+
+(Without `--after` it makes the student's base itself.) Three kinds of problems, 5 : 10 : 1; 1,800
+verified answers of the teacher; three epochs of SFT and nothing else. Shown: SFT alone lifts the
+student to near its teacher; the report's table of costs has the seconds and tokens of data building
+and of SFT apart. The figures are in BENCHMARKS.md. All that follows is about the full size.
+
 Needs: models/Qwen2.5-32B-Instruct; data/sky_t1_17k.jsonl, the rows of NovaSky-AI/Sky-T1_data_17k
 (`system`, `conversations`). For `rebuilt`: data/apps_taco.jsonl (`question`, `verifier` "code",
 `tests`), data/numina.jsonl (`question`, `verifier` "math", `answer`; AIME, MATH and Olympiad),
@@ -36,16 +47,30 @@ from functools import partial
 from typing import Any
 
 from r1jax.algos.losses import cross_entropy
+from r1jax.data import countdown, tokenizer
 from r1jax.data.duplicates import distinct
 from r1jax.data.eval_sets import BOXED
 from r1jax.data.filters import right
 from r1jax.data.passes import keep, keep_best, mix, rewrite, verify
 from r1jax.data.sources import LazyRows, jsonl
-from r1jax.data.tokenizer import from_folder
 from r1jax.models.zoo import MODELS
+from r1jax.rewards.countdown import accuracy, answer_key, observe
 from r1jax.rewards.dispatch import by_verifier
 from r1jax.rewards.endpoint import Endpoint, ask
-from r1jax.settings import Build, Built, Checkpoints, Mesh, Run, Supervised, Taught
+from r1jax.settings import (
+    Build,
+    Built,
+    Checkpoints,
+    Engine,
+    Evaluation,
+    Mesh,
+    Run,
+    Sampled,
+    Supervised,
+    Task,
+    Taught,
+    dense,
+)
 from r1jax.state import adamw
 
 FOLDER = "models/Qwen2.5-32B-Instruct"
@@ -86,7 +111,7 @@ def config() -> Run:
             dtype="bfloat16",
             remat="layer",
         ),
-        tokenizer=partial(from_folder, FOLDER),
+        tokenizer=partial(tokenizer.from_folder, FOLDER),
         weights=FOLDER,
         stages=(sft(),),
         mesh=Mesh(data=1, fsdp=-1),
@@ -212,4 +237,111 @@ def verified(name: str, file: str) -> Build:
             "best": keep_best,
             "duplicates": distinct,
         },
+    )
+
+
+# --------------------------------------------------------------------------- tiny
+
+WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
+ENGINE = Engine(max_prompt=8, max_new=136, slots=64)
+TINY_EPOCHS, TINY_STEPS = 3, 75  # some 1,800 answers of 60 tokens, 32 rows of 144 in an update
+
+
+def tiny() -> Run:
+    """A base, 5 : 10 : 1 verified answers of a teacher to three kinds of problems, SFT on them."""
+    mixed = Build(
+        name="mixed",
+        source=Built(stage="low"),
+        passes={
+            "any": partial(mix, others=Built(stage="any"), ratio=(5, 10)),
+            "high": partial(mix, others=Built(stage="high"), ratio=(15, 1)),
+        },
+    )
+    stages = (
+        tiny_base(),
+        taught("low", num=750, seed=3, target_high=9),
+        taught("any", num=1500, seed=4),
+        taught("high", num=150, seed=5, target_low=30),
+        mixed,
+        tiny_sft(),
+    )
+    return Run(
+        name="sky_t1_tiny",
+        model=dense(
+            vocab_size=128,
+            dim=96,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=256,
+            bias=True,
+            scan=False,
+            sums="float64",
+        ),
+        tokenizer=tokenizer.tiny,
+        stages=stages,
+    )
+
+
+def tiny_base() -> Supervised:
+    """The base of countdown_tiny.py: it computes and judges well but gives up too early."""
+    return Supervised(
+        name="base",
+        source=partial(
+            countdown.attempts_rows,
+            400_000,
+            seed=0,
+            **WORLD,
+            give_up=0.85,
+            persistent=0.15,
+            max_attempts=11,
+        ),
+        steps=1200,
+        batch_rows=32,
+        row_length=144,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=3e-3, warmup=50, final=0.05, weight_decay=0.01),
+        checkpoints=Checkpoints(every=200),
+    )
+
+
+def taught(name: str, *, num: int, seed: int, **kind: int) -> Build:
+    """Answers of the teacher to problems of one kind, one each, that their rule finds right."""
+    return Build(
+        name=name,
+        source=partial(countdown.rows, "train", num=num, seed=seed, **(WORLD | kind)),
+        prompt=countdown.short_prompt,
+        answers=Sampled(engine=ENGINE, run="runs/countdown_tiny", stage="rl"),
+        accuracy=accuracy,
+        passes={"wrong": partial(keep, where=right), "duplicates": distinct},
+        at_once=256,
+    )
+
+
+def tiny_sft() -> Supervised:
+    """Three passes, along a cosine with a warm-up of 0.1, as published."""
+    return Supervised(
+        name="sft",
+        source=Built(stage="mixed"),
+        steps=TINY_STEPS,
+        batch_rows=32,
+        row_length=144,
+        micro_rows=8,
+        loss=cross_entropy,
+        optimizer=partial(adamw, learning_rate=1e-3, warmup=TINY_STEPS // 10, final=0.0),
+        evaluation=Evaluation(
+            task=Task(
+                train=partial(countdown.rows, "train", num=200_000, seed=1, **WORLD),
+                test=partial(countdown.rows, "test", num=512, seed=2, **WORLD),
+                prompt=countdown.short_prompt,
+                accuracy=accuracy,
+                observe=observe,
+                vote=answer_key,
+            ),
+            engine=ENGINE,
+            rows=512,
+            every=TINY_STEPS // TINY_EPOCHS,
+        ),
+        checkpoints=Checkpoints(every=TINY_STEPS // TINY_EPOCHS),
     )

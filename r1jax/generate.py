@@ -57,9 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.folder, stage=args.stage, checkpoint=args.checkpoint, overrides=args.overrides
     )
     stage = restore.task_stage(model)
-    engine = _engine(model, stage, args)
+    asked = None if stage is None else settings.evaluation_of(stage)
+    engine = _engine(model, stage, asked, args)
     talk = not (args.prompts or args.file or rows) and sys.stdin.isatty()
-    prompts = [] if talk else _prompts(args, rows, stage)
+    prompts = [] if talk else _prompts(args, rows, asked)
     if not talk:
         restore.check_prompts(model, prompts, engine.max_prompt)
 
@@ -117,12 +118,17 @@ def _note_cut(cut: int, engine: settings.Engine) -> None:
 
 
 def _engine(
-    model: restore.Restored, stage: settings.Reinforce | None, args: argparse.Namespace
+    model: restore.Restored,
+    stage: settings.Stage | None,
+    asked: settings.Evaluation | None,
+    args: argparse.Namespace,
 ) -> settings.Engine:
     """The engine of the task's stage with what the command line changes. A run without a task
     gets one that is as long as its training rows."""
-    if stage is not None:
-        engine = stage.engine
+    if isinstance(stage, settings.Reinforce):
+        engine = stage.engine  # samples as in training
+    elif asked is not None:
+        engine = asked.engine
     else:
         assert isinstance(model.stage, settings.Supervised)
         length = model.stage.row_length
@@ -132,17 +138,17 @@ def _engine(
 
 
 def _prompts(
-    args: argparse.Namespace, rows: Sequence[settings.Row], stage: settings.Reinforce | None
+    args: argparse.Namespace, rows: Sequence[settings.Row], asked: settings.Evaluation | None
 ) -> list[str]:
     """The prompts of the command line, of its file, and of its rows; else standard input's."""
-    if rows and stage is None:
+    if rows and asked is None:
         raise ValueError(f"{args.folder} has no task, which would make a prompt of a --row")
     prompts = list(args.prompts)
     file = args.file or ("-" if not prompts and not rows else None)
     if file:
         prompts += _lines(file)
-    if stage:
-        prompts += [restore.prompt_of(stage.task, row, "--row") for row in rows]
+    if asked:
+        prompts += [restore.prompt_of(asked.task, row, "--row") for row in rows]
     if not prompts:
         raise ValueError(f"no prompts in {'standard input' if file == '-' else file}")
     return prompts

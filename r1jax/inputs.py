@@ -79,6 +79,8 @@ def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]
         found = {"task.train": cfg.task.train, "task.test": cfg.task.test}
     else:
         found = {"source": cfg.source}
+        if isinstance(cfg, settings.Supervised) and cfg.evaluation is not None:
+            found["evaluation.task.test"] = cfg.evaluation.task.test
     return {
         name: source for name, source in found.items() if not any(settings.inside(source, Built))
     }

@@ -6,7 +6,8 @@ A stage is a function `(settings, inputs, out) -> None`. It leaves what it makes
 
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -189,23 +190,39 @@ def save(folder: Path, entries: Mapping[str, manifest.Entry]) -> None:
 
 def run_supervised(cfg: settings.Supervised, inputs: Inputs, out: Path) -> None:
     """Trains on texts; the checkpoints in `out` show how far it came."""
-    teacher = open_teacher(cfg.teacher, inputs.context)
-    supervised.train(cfg, inputs.context, inputs.load(), teacher=teacher)
+    asked, context = cfg.evaluation, inputs.context
+    teacher = open_teacher(cfg.teacher, context)
+    train = partial(supervised.train, cfg, context, inputs.load(), teacher=teacher)
+    if asked is None:
+        train()
+        return
+    workers, seconds = asked.reward_workers, asked.reward_seconds
+    with open_scorer(asked.task.accuracy, asked.task, workers=workers, seconds=seconds) as scorer:
+        train(scorer=scorer)
 
 
 def run_reinforce(cfg: settings.Reinforce, inputs: Inputs, out: Path) -> None:
     """Trains with rewards; the checkpoints in `out` show how far it came."""
     for model in settings.inside(cfg, RewardModel):
         opened(model)  # here, because rewards are asked in threads, which must not load configs
-    with open_pool(workers=cfg.reward_workers, seconds=cfg.reward_seconds) as pool:
-        scorer = Scorer(
-            reward=partial(score_many, cfg.reward, each=pool.map),
-            each=pool.map,
-            accuracy=known_accuracy(cfg.reward, cfg.task.accuracy),
-            given_up=lambda: {"reward_timeouts": pool.timeouts, "reward_crashes": pool.crashes},
-        )
+    workers, seconds = cfg.reward_workers, cfg.reward_seconds
+    with open_scorer(cfg.reward, cfg.task, workers=workers, seconds=seconds) as scorer:
         teacher = open_teacher(cfg.teacher, inputs.context)
         rl.train(cfg, inputs.context, inputs.load(), scorer=scorer, teacher=teacher)
+
+
+@contextmanager
+def open_scorer(
+    reward: Callable[..., Any], task: settings.Task, *, workers: int, seconds: float
+) -> Iterator[Scorer]:
+    """What judges answers, in processes that end with the block."""
+    with open_pool(workers=workers, seconds=seconds) as pool:
+        yield Scorer(
+            reward=partial(score_many, reward, each=pool.map),
+            each=pool.map,
+            accuracy=known_accuracy(reward, task.accuracy),
+            given_up=lambda: {"reward_timeouts": pool.timeouts, "reward_crashes": pool.crashes},
+        )
 
 
 def run_build(cfg: Build, inputs: Inputs, out: Path) -> None:
@@ -225,6 +242,7 @@ def run_build(cfg: Build, inputs: Inputs, out: Path) -> None:
     if not dataset.build(cfg, ask, out, stopping=context.stopping):
         raise Stopped
     numbers = {f"rows/{count['name']}": float(count["rows"]) for count in dataset.counts(out)}
+    numbers["time/rollout_tokens"] = float(dataset.num_tokens(out))
     context.writer.write(cfg.name, 1, numbers)
 
 

@@ -135,16 +135,16 @@ def open_run(
     )
 
 
-def task_stage(restored: Restored) -> settings.Reinforce | None:
-    """The stage whose task the weights are asked about; None if the run has no task.
+def task_stage(restored: Restored) -> settings.Stage | None:
+    """The stage whose held-out problems the weights are asked about; None if the run has none.
 
-    It is the stage of the weights or, if that has no task, the next one that has, or else the
-    last one before.
+    It is the stage of the weights or, if that has none, the next one that has, or else the last
+    one before. `settings.evaluation_of` says how they are asked.
     """
     stages = restored.run.stages
     place = stages.index(restored.stage)
     for stage in (*stages[place:], *reversed(stages[:place])):
-        if isinstance(stage, settings.Reinforce):
+        if settings.evaluation_of(stage) is not None:
             return stage
     return None
 

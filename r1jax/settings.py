@@ -6,7 +6,7 @@ and functions; no array and no part of JAX is needed to build, check or print th
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -118,6 +118,24 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out problems that are answered while a stage trains: one answer to each, always drawn
+    with the same random numbers."""
+
+    task: Task
+    engine: Engine
+    rows: int = 256  # problems
+    every: int = 0  # steps; also before the first and after the last. 0: only these two
+    reward_workers: int = 0  # processes that judge; 0: this one, and nothing stops an answer
+    reward_seconds: float = 60.0  # a worker has for one answer
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Auxiliary:
     """What an update does beside its loss, for models with experts or prediction modules."""
 
@@ -177,6 +195,7 @@ class Supervised:
     teacher: Teacher | None = None
     divergence: Callable[..., Any] | None = None  # (student's, teacher's logits) -> nats
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
+    evaluation: Evaluation | None = None
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     log_every: int = 10
 
@@ -440,6 +459,20 @@ def named_weights(stage: Stage) -> Sequence[str | None]:
     return [answers.stage] if isinstance(answers, Sampled) and answers.run is None else []
 
 
+def evaluation_of(stage: Stage) -> Evaluation | None:
+    """How the weights of a stage are measured on held-out problems; None: they are not."""
+    if not isinstance(stage, Reinforce):
+        return stage.evaluation if isinstance(stage, Supervised) else None
+    return Evaluation(
+        task=stage.task,
+        engine=replace(stage.engine, sampling=stage.evaluate_sampling, keep_routing=False),
+        rows=stage.evaluate_rows,
+        every=stage.evaluate_every,
+        reward_workers=stage.reward_workers,
+        reward_seconds=stage.reward_seconds,
+    )
+
+
 def inside(value: Any, kind: type[T]) -> Iterator[T]:
     """Every `kind` in a setting: in records, in tuples and mappings, in arguments of a partial."""
     if isinstance(value, kind):
@@ -464,11 +497,13 @@ def _check_parts(model: Decoder, stage: Trained) -> None:
         ("auxiliary.balance_weight", stage.auxiliary.balance_weight, scores, "experts"),
         ("auxiliary.bias_rate", stage.auxiliary.bias_rate, "sigmoid" in scores, "sigmoid experts"),
     ]
-    if isinstance(stage, Reinforce):
-        drafts = stage.engine.draft != "none"
+    engines = {"engine": stage.engine} if isinstance(stage, Reinforce) else {}
+    if isinstance(stage, Supervised) and stage.evaluation is not None:
+        engines = {"evaluation.engine": stage.evaluation.engine}
+    for name, engine in engines.items():
         needs += [
-            ("engine.draft", drafts, model.num_mtp, "num_mtp >= 1"),
-            ("engine.keep_routing", stage.engine.keep_routing, scores, "experts"),
+            (f"{name}.draft", engine.draft != "none", model.num_mtp, "num_mtp >= 1"),
+            (f"{name}.keep_routing", engine.keep_routing, scores, "experts"),
         ]
     for name, wanted, there, what in needs:
         if wanted and not there:

@@ -5,6 +5,7 @@ A base, a data set sampled from it, SFT on it, a reward model, RL with it, a tab
 SFT begins with the base again, RL with problems that the base got right now and then.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from r1jax.algos.advantages import grpo
@@ -24,6 +25,7 @@ from r1jax.settings import (
     Checkpoints,
     Compare,
     Engine,
+    Evaluation,
     Head,
     Reinforce,
     Run,
@@ -56,6 +58,7 @@ def pairs():
 
 def config() -> Run:
     held_out = partial(countdown.rows, "test", num=9, seed=2, **WORLD)
+    task = Task(train=list, test=held_out, prompt=countdown.short_prompt, accuracy=even)
     base = Supervised(
         name="base",
         source=partial(countdown.attempts_rows, 50, seed=0, max_attempts=1, **WORLD),
@@ -104,6 +107,7 @@ def config() -> Run:
                 micro_rows=4,
                 loss=cross_entropy,
                 optimizer=partial(adamw, learning_rate=1e-3),
+                evaluation=Evaluation(task=task, engine=ENGINE, rows=8, every=2),
                 checkpoints=Checkpoints(every=1),
                 log_every=1,
             ),
@@ -127,12 +131,7 @@ def config() -> Run:
             Reinforce(
                 name="rl",
                 begin="sft",
-                task=Task(
-                    train=Built(stage="chosen"),
-                    test=held_out,
-                    prompt=countdown.short_prompt,
-                    accuracy=even,
-                ),
+                task=replace(task, train=Built(stage="chosen")),
                 order="given",
                 steps=3,
                 prompts=4,

@@ -8,7 +8,7 @@ from r1jax.algos.losses import cross_entropy, policy_loss
 from r1jax.algos.weights import token_mean
 from r1jax.data import countdown
 from r1jax.data.tokenizer import tiny
-from r1jax.settings import Engine, Reinforce, Run, Supervised, Task, dense
+from r1jax.settings import Engine, Evaluation, Reinforce, Run, Supervised, Task, dense
 from r1jax.state import adamw
 
 WORLD = {"counts": (3,), "low": 1, "high": 20, "operators": "+-"}
@@ -87,3 +87,12 @@ def config() -> Run:
 def ascii() -> Run:
     """The same with a tokenizer that reads English."""
     return replace(config(), tokenizer=ascii_tokenizer)
+
+
+def texts() -> Run:
+    """The first stage alone, with held-out problems of its own."""
+    run = config()
+    base, rl = run.stages
+    assert isinstance(base, Supervised) and isinstance(rl, Reinforce)
+    asked = Evaluation(task=rl.task, engine=replace(rl.engine, max_new=9), rows=5)
+    return replace(run, stages=(replace(base, evaluation=asked),))

@@ -14,9 +14,11 @@ from r1jax.data.countdown import (
     FENCE,
     TINY_ZERO_PREFILL,
     attempts_rows,
+    journey,
     listing_rows,
     rows,
     short_prompt,
+    shortcut,
     tiny_zero_prompt,
 )
 from r1jax.rewards.countdown import accuracy, observe
@@ -321,3 +323,44 @@ def test_a_program_lists_attempts_that_nobody_computed_and_one_of_them_is_the_an
 def test_programs_out_of_range_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         listing_rows(2, seed=0, **settings)
+
+
+# --------------------------------------------------------------------------- texts told anew
+
+GAVE_UP = " <think> 3 + 5 = 8 + 7 = 15 no . give up </think> <answer> none </answer>"
+WRONG = " <think> 5 + 3 = 8 - 7 = 1 no . 7 - 3 = 4 + 5 = 9 yes </think> <answer> 7 - 3 </answer>"
+RIGHT = (
+    " <think> 5 - 3 = 2 + 7 = 9 no . 7 + 5 = 12 - 3 = 9 yes </think> <answer> 7 + 5 - 3 </answer>"
+)
+PATH = " 7 + 5 = 12 - 3 = 9 yes </think> <answer> 7 + 5 - 3 </answer>"
+
+
+def test_a_journey_has_all_attempts_that_failed_and_the_shortcut_none() -> None:
+    tried = [" 3 + 5 = 8 + 7 = 15 no .", " 5 + 3 = 8 - 7 = 1 no .", " 5 - 3 = 2 + 7 = 9 no ."]
+    cut_off = " <think> 7 + 3 = 10 + 5"
+    assert journey([GAVE_UP, cut_off, WRONG], RIGHT) == f" <think>{''.join(tried)}{PATH}"
+    assert journey([GAVE_UP, WRONG], RIGHT, max_attempts=3) == f" <think>{''.join(tried[1:])}{PATH}"
+    assert journey([GAVE_UP], RIGHT, max_attempts=1) == f" <think>{PATH}"
+    assert shortcut([GAVE_UP, WRONG], RIGHT) == f" <think>{PATH}" == journey([], f" <think>{PATH}")
+
+
+def test_a_journey_of_the_attempts_of_a_text_is_that_text() -> None:
+    given_up = " give up </think> <answer> none </answer>"
+    lengths = set()
+    for row in attempts_rows(200, seed=4, **TINY, give_up=0.0):
+        text = row["answer"]
+        if accuracy(problem_of(row), text) == 1.0:
+            *failed, rest = text.removeprefix(" <think>").split(" no .")
+            wrong = [f" <think>{steps} no .{given_up}" for steps in failed]
+            assert journey(wrong, f" <think>{rest}", max_attempts=12) == text
+            alone = shortcut(wrong, text)
+            assert alone == f" <think>{rest}" and accuracy(problem_of(row), alone) == 1.0
+            lengths.add(len(failed))
+    assert {0, 1, 5, 9} <= lengths
+
+
+def test_a_journey_needs_an_end() -> None:
+    with pytest.raises(ValueError, match=r"needs an attempt that ends in yes, got ' <think> 3 \+"):
+        journey([], GAVE_UP)
+    with pytest.raises(ValueError, match="max_attempts must be >= 1, got 0"):
+        journey([], RIGHT, max_attempts=0)

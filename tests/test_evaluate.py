@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 from math import comb
@@ -14,14 +15,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from r1jax import config, metrics, sharding
+from r1jax import config, metrics, restore, sharding
 from r1jax.evaluate import __main__ as evaluate
 from r1jax.evaluate.estimators import best_at_k, majority_at_k, pass_at_k, weighted_at_k
 from r1jax.evaluate.judging import Estimate, Judged, math_votes, measure, verdicts
-from r1jax.loops import rl
+from r1jax.evaluate.problems import find_problems
+from r1jax.loops.evaluation import make_evaluation
 from r1jax.loops.run import Context, Scorer
 from r1jax.models import decoder
-from r1jax.settings import Reinforce
+from r1jax.settings import Reinforce, evaluation_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -284,13 +286,28 @@ def test_one_answer_a_problem_is_the_evaluation_that_the_run_itself_makes(small_
         each=lambda function, rows, answers: list(map(function, rows, answers)),
     )
     with jax.set_mesh(mesh):
-        own = rl.make_evaluation(stage, stage.task.test()[:8], context, scorer)(params, 3)
+        asked = evaluation_of(replace(stage, evaluate_rows=8))
+        assert asked is not None
+        own = make_evaluation(asked, stage.name, context, scorer)(params, 3)
     answers = [each["answer"] for each in metrics.read_samples(tmp_path)]
     assert len(set(answers)) > 1 and [each["answer"] for each in kept] == answers
     for ours, theirs in (("length", "test/length"), ("cut", "test/cut"), ("words", "test/words")):
         assert summary[ours] == pytest.approx(own[theirs])
     assert summary["pass@1"]["mean"] == pytest.approx(own["test/accuracy"])
     assert summary["pass@1"]["low"] == own["test/accuracy_low"]
+
+
+def test_a_run_without_rewards_is_asked_what_its_evaluation_asks(small_run, tmp_path):
+    folder = tmp_path / "texts"
+    shutil.copytree(small_run / "checkpoints" / "base", folder / "checkpoints" / "base")
+    spec = f"{ROOT / 'tests' / 'small_config.py'}:texts"
+    config.save(folder, config.describe(config.check(spec)), spec)
+    model = restore.open_run(folder)
+    found = find_problems(evaluate.parser().parse_args([str(folder)]), model)
+    assert (found.stage, found.data, found.engine.max_new) == ("base", "test", 9)
+    asked = evaluation_of(model.run.stages[0])
+    assert asked is not None and found.task is asked.task
+    assert found.rows == asked.task.test()[:5]
 
 
 def test_another_stage_has_other_weights_and_another_seed_draws_other_answers(small_run, tmp_path):

@@ -132,6 +132,19 @@ def test_a_rewritten_answer_has_to_be_verified_again():
     assert [row["accuracy"] for row in again] == [1.0, 0.0]
 
 
+def test_the_first_right_answer_is_told_with_the_wrong_ones_before_it():
+    rows = answers(
+        [("a", 0.0), ("b", None), ("c", 0.0), ("d", 1.0), ("e", 0.0), ("f", 1.0)],
+        [("g", 0.0)],
+        [("h", 1.0)],
+    )
+    found = passes.retell(rows, tell=lambda wrong, right: f"{' '.join(wrong)} > {right}")
+    assert texts(found) == ["a c > d", " > h"]
+    assert [row["original"] for row in found] == ["d", "h"]
+    assert [row["problem"] for row in found] == [0, 2]
+    assert {row["accuracy"] for row in found} == {row["num_tokens"] for row in found} == {None}
+
+
 @pytest.mark.parametrize(
     ("num", "num_others", "ratio", "sizes"),
     [

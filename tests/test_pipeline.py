@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, dataset, inputs, manifest, pipeline
+from r1jax import config, dataset, inputs, manifest, metrics, pipeline
 from r1jax.data import countdown, passes
 from r1jax.data.sources import jsonl
 from r1jax.local import Local, ask
@@ -105,10 +105,9 @@ def test_the_manifest_ties_each_stage_to_what_it_was_made_from(straight: Path) -
     assert list(entries) == STAGES and all(entry.done for entry in entries.values())
     made = {name: entry.output["sha256"] for name, entry in entries.items()}
     assert entries["sampled"].inputs["weights of base"] == made["base"]
-    assert entries["sft"].inputs == {
-        "weights of base": made["base"],
-        "rows of sampled": made["sampled"],
-    }
+    sft = dict(entries["sft"].inputs)
+    assert sft.pop("evaluation.task.test") == entries["rl"].inputs["task.test"]
+    assert sft == {"weights of base": made["base"], "rows of sampled": made["sampled"]}
     assert entries["chosen"].inputs == {"rows of sampled": made["sampled"]}
     rl = entries["rl"].inputs
     assert rl["weights of sft"] == made["sft"] and rl["rows of chosen"] == made["chosen"]
@@ -144,6 +143,43 @@ def test_problems_of_a_built_set_are_asked_in_the_order_given(straight: Path) ->
     lines = [line for line in logs(straight) if line.get("split") == "train"]
     asked = list(dict.fromkeys(line["row"]["id"] for line in lines if line["step"] == 1))
     assert asked == chosen[: len(asked)]
+
+
+def test_a_supervised_stage_answers_held_out_problems_before_between_and_after(
+    straight: Path,
+) -> None:
+    lines = [line for line in logs(straight) if line["stage"] == "sft"]
+    tests = {line["step"]: line for line in lines if "test/accuracy" in line}
+    assert list(tests) == [0, 2, 3] and "loss" not in tests[0] and "loss" in tests[2]
+    for step, line in tests.items():
+        answers = [one for one in lines if one.get("split") == "test" and one["step"] == step]
+        assert len(answers) == 8
+        assert line["test/accuracy"] == np.mean([one["accuracy"] for one in answers])
+        assert line["test/length"] == np.mean([one["length"] for one in answers])
+    sampled = [one["answer"] for one in lines if one.get("split") == "test" and one["step"] == 0]
+    assert sampled != [one["answer"] for one in lines if one.get("split") == "test"][-8:]
+
+
+def test_tokens_are_counted_where_they_are_sampled_and_where_they_are_trained_on(
+    straight: Path,
+) -> None:
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in metrics.read(straight):
+        for name in ("time/rollout_tokens", "time/update_tokens", "length"):
+            if name in row:
+                found.setdefault(row["stage"], {}).setdefault(name, []).append(row[name])
+    answers = [
+        answer
+        for line in jsonl(straight / "data" / "sampled" / dataset.ANSWERS)
+        for answer in line["answers"]
+    ]
+    assert found["sampled"]["time/rollout_tokens"] == [sum(one["num_tokens"] for one in answers)]
+    # 3 updates of 4 rows of 32 tokens, not all of which hold a text.
+    trained = found["sft"]["time/update_tokens"]
+    assert len(trained) == 3 and 0.5 * 3 * 4 * 32 < sum(trained) <= 3 * 4 * 32
+    made = [8 * length for length in found["rl"]["length"]]
+    assert found["rl"]["time/rollout_tokens"] == found["rl"]["time/update_tokens"]
+    assert found["rl"]["time/rollout_tokens"] == pytest.approx(made)
 
 
 # --------------------------------------------------------------------------- killed

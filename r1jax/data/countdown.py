@@ -15,6 +15,7 @@ sum of two numbers.
 
 import hashlib
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -400,3 +401,49 @@ def random_attempt(
         else:
             return steps, expression, value
     raise ValueError(f"no attempt at {list(numbers)} with {operators!r} stays within 0 and 99")
+
+
+# --------------------------------------------------------------------------- texts told anew
+
+
+def journey(wrong: Sequence[str], right: str, *, max_attempts: int = 11) -> str:
+    """One text that makes the attempts of all these answers, given up or not, and then is right.
+
+    Of more than `max_attempts` the first are left out. For `r1jax.data.passes.retell`.
+
+    Raises:
+      ValueError: `right` has no attempt that ends in `yes`, or `max_attempts` < 1.
+
+    Source: journey learning, arXiv:2410.18982: trial, error, reflection and backtracking are
+    learned from, and not the right path alone.
+    """
+    if max_attempts < 1:
+        raise ValueError(f"max_attempts must be >= 1, got {max_attempts}")
+    failed = [one for text in (*wrong, right) for one in _attempts(text) if one.endswith("no .")]
+    kept = failed[max(0, len(failed) + 1 - max_attempts) :]
+    return _only(kept, right)
+
+
+def shortcut(wrong: Sequence[str], right: str) -> str:
+    """The right answer without its attempts that failed, as if it had been known at once.
+
+    Raises:
+      ValueError: `right` has no attempt that ends in `yes`.
+    """
+    del wrong
+    return _only([], right)
+
+
+def _only(failed: Sequence[str], right: str) -> str:
+    """A right answer with these failed attempts in the place of its own."""
+    hits = [one for one in _attempts(right) if one.endswith("yes")]
+    if not hits:
+        raise ValueError(f"a right answer needs an attempt that ends in yes, got {right[:200]!r}")
+    rest = right.partition(" </think>")[2]
+    return f" <think>{''.join([*failed, hits[-1]])} </think>{rest}"
+
+
+def _attempts(text: str) -> list[str]:
+    """The attempts of a text with the space before each and the verdict behind it."""
+    thought = text.partition("<think>")[2].partition("</think>")[0]
+    return re.findall(r" [^a-z]*?(?:yes|no \.)", thought)

@@ -36,19 +36,20 @@ def find_problems(args: argparse.Namespace, model: restore.Restored) -> Problems
         fewer problems than --rows.
     """
     stage = restore.task_stage(model)
+    asked = None if stage is None else settings.evaluation_of(stage)
     if args.dataset is not None:
-        found = _published(args, model, stage)
+        found = _published(args, model, asked)
     elif args.direct or args.prefill or args.template != "question":
         raise ValueError("--direct, --prefill and --template are for a --dataset")
-    elif stage is None:
+    elif stage is None or asked is None:
         raise ValueError(f"{args.folder} has no task to be evaluated on: give --dataset and --data")
     else:
-        rows = jsonl(args.data) if args.data else stage.task.test()
-        default = len(rows) if args.data else min(stage.evaluate_rows, len(rows))
+        rows = jsonl(args.data) if args.data else asked.task.test()
+        default = len(rows) if args.data else min(asked.rows, len(rows))
         found = Problems(
             rows=rows[: _count(args, rows, default)],
-            task=stage.task,
-            engine=replace(stage.engine, sampling=stage.evaluate_sampling),
+            task=asked.task,
+            engine=asked.engine,
             stage=stage.name,
             data=str(args.data) if args.data else "test",
             name=args.data.stem if args.data else "test",
@@ -60,7 +61,7 @@ def find_problems(args: argparse.Namespace, model: restore.Restored) -> Problems
 
 
 def _published(
-    args: argparse.Namespace, model: restore.Restored, stage: settings.Reinforce | None
+    args: argparse.Namespace, model: restore.Restored, asked: settings.Evaluation | None
 ) -> Problems:
     """A published set's problems; the engine reads prompts as long as the longest of them."""
     if args.data is None:
@@ -77,8 +78,8 @@ def _published(
         prefill=args.prefill,
         accuracy=by_verifier,
     )
-    if stage is not None:
-        engine = replace(stage.engine, sampling=stage.evaluate_sampling)
+    if asked is not None:
+        engine = asked.engine
     else:
         assert isinstance(model.stage, settings.Supervised)
         length = model.stage.row_length

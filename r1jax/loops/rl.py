@@ -1,6 +1,5 @@
 """Reinforcement learning: sample answers, score them, turn rewards into advantages, update."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r1jax import metrics, monitors, schedules, settings, sharding
+from r1jax import monitors, schedules, settings
 from r1jax.data.packing import shuffled
+from r1jax.loops.evaluation import Sample, check_problems, due, make_evaluation, make_sample
 from r1jax.loops.learning import begin, improve, look_again, temperature_at
 from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, check_finite, end_step, resumed, stream_key
@@ -28,11 +28,8 @@ from r1jax.loops.scoring import (
     together,
 )
 from r1jax.progress import progress
-from r1jax.rollout.answers import concatenate, encode_prompts, stop_tokens, take, to_host
-from r1jax.rollout.engine import make_engine
+from r1jax.rollout.answers import concatenate, stop_tokens, take, to_host
 from r1jax.types import Limits, Params, Rollout
-
-Sample = Callable[..., Rollout]  # (params, rows, index, key, limits=None)
 
 
 def train(
@@ -44,12 +41,14 @@ def train(
     teacher: Teacher | None = None,
 ) -> Params:
     """The weights after `cfg.steps` rollouts from `params`; goes on where a checkpoint ends."""
-    rows, held_out = cfg.task.train(), cfg.task.test()[: cfg.evaluate_rows]
+    rows = cfg.task.train()
     order = (
         shuffled(len(rows), seed=context.run.seed) if cfg.order == "shuffled" else in_order(rows)
     )
-    sample = make_sample(cfg, cfg.group, cfg.engine.sampling, context)
-    evaluate = make_evaluation(cfg, held_out, context, scorer)
+    sample = make_sample(cfg.task, cfg.engine, cfg.group, context)
+    held_out = settings.evaluation_of(cfg)
+    assert held_out is not None
+    evaluate = make_evaluation(held_out, cfg.name, context, scorer)
     learner, fresh = begin(cfg, context, params, teacher=teacher)
 
     with (
@@ -83,13 +82,16 @@ def train(
                 "time/update": finished - ready,
                 "time/step": finished - began,
                 "time/update_tokens_per_s": rollout.answer_length.sum() / (finished - ready),
+                "time/update_tokens": float(rollout.answer_length.sum() * cfg.epochs),
             }
             check_finite(values, cfg.name, step)
-            if step % cfg.evaluate_every == 0 or step == cfg.steps:
+            if due(held_out, step, cfg.steps):
                 values |= evaluate(state.params, step)
             context.writer.write(cfg.name, step, values)
             few = cfg.log_samples
-            log_samples(cfg, context.writer, found, step=step, split="train", count=few)
+            log_samples(
+                cfg.name, cfg.task, context.writer, found, step=step, split="train", count=few
+            )
             recent = [*recent[-monitors.STEPS :], values]
             show(step, values, monitors.warnings(recent))
             tests = {name: v for name, v in values.items() if name == "test/accuracy"}
@@ -100,61 +102,15 @@ def train(
 def check(cfg: settings.Reinforce, tokenizer: Any) -> None:
     """Raises ValueError if there are too few problems or one of the first cannot be asked."""
     stop_tokens(tokenizer)
-    train, test = cfg.task.train(), cfg.task.test()
-    for split, rows in (("train", train), ("test", test)):
-        if not len(rows):
-            raise ValueError(f"{cfg.name}.task.{split}: no problems, the source has 0 rows")
-        first = rows[: max(cfg.prompts, cfg.evaluate_rows)]
-        encode_prompts(
-            tokenizer,
-            [cfg.task.prompt(row) + cfg.task.prefill for row in first],
-            max_prompt=cfg.engine.max_prompt,
-            index=range(len(first)),
-        )
-        for row in first:
-            cfg.task.accuracy(row, "")  # refuses a row that lacks what it needs
+    count = max(cfg.prompts, cfg.evaluate_rows)
+    for split, source in (("train", cfg.task.train), ("test", cfg.task.test)):
+        name = f"{cfg.name}.task.{split}"
+        check_problems(cfg.task, source(), cfg.engine, tokenizer, name, count=count)
 
 
 def in_order(rows: Sequence[settings.Row]) -> Callable[[int], int]:
     """The endless order of a curriculum: the rows as they are, again and again."""
     return lambda i: i % len(rows)
-
-
-def make_sample(
-    cfg: settings.Reinforce, group: int, sampling: settings.Sampling, context: Context
-) -> Sample:
-    """The function (params, rows, numbers of the rows, key, limits) -> rollout on the device.
-
-    Without `limits` it is that of the engine's own settings.
-
-    Raises:
-      ValueError: the tokenizer has no end token; or, when called, a prompt is too long.
-    """
-    engine = make_engine(
-        context.run.model,
-        dataclasses.replace(cfg.engine, sampling=sampling),
-        group=group,
-        stop=stop_tokens(context.tokenizer),
-    )
-    generate = jax.jit(engine)
-
-    def sample(
-        params: Params,
-        rows: Sequence[settings.Row],
-        index: Sequence[int],
-        key: jax.Array,
-        limits: Limits | None = None,
-    ) -> Rollout:
-        prompts = encode_prompts(
-            context.tokenizer,
-            [cfg.task.prompt(row) + cfg.task.prefill for row in rows],
-            max_prompt=cfg.engine.max_prompt,
-            index=index,
-        )
-        given = [] if limits is None else [limits]
-        return generate(params, sharding.put(prompts, context.mesh, "batch"), key, *given)
-
-    return sample
 
 
 def limits_at(cfg: settings.Reinforce, step: int) -> Limits:
@@ -218,6 +174,7 @@ def collect_answers(
         "time/score": timed["score"],
         "time/rollout_tokens_per_s": tokens / timed["sample"],
         "slots_busy": tokens / slot_steps,
+        "time/rollout_tokens": float(tokens),
         "kept": len(kept_rows) / asked,
         **given_up_since(before, scorer),
     }
@@ -246,35 +203,3 @@ def summary(cfg: settings.Reinforce, rollout: Rollout, scored: Scored) -> dict[s
         values["drafts_accepted"] = float(rollout.accepted / max(rollout.drafted, 1))
     values |= {f"reward/{name}": value for name, value in means(scored.parts).items()}
     return values
-
-
-def make_evaluation(
-    cfg: settings.Reinforce,
-    rows: Sequence[settings.Row],
-    context: Context,
-    scorer: Scorer,
-) -> Callable[[Params, int], dict[str, float]]:
-    """The function (params, step) -> metrics of one answer to each held-out problem.
-
-    The same random numbers every time, so that two evaluations differ by the weights alone.
-    """
-    engine = dataclasses.replace(cfg.engine, keep_routing=False)
-    without = dataclasses.replace(cfg, engine=engine)
-    sample = make_sample(without, 1, cfg.evaluate_sampling, context)
-    key = stream_key(context.run.seed, f"{cfg.name}/evaluate", 0)
-
-    def evaluate(params: Params, step: int) -> dict[str, float]:
-        began = time.monotonic()
-        rollout = to_host(sample(params, rows, range(len(rows)), key))
-        now, before = schedules.resolve(scorer, max(step, 1)), scorer.given_up()
-        scored = score_answers(cfg.task, context.tokenizer, rollout, rows, now)
-        found = Collected(rows=list(rows), rollout=rollout, scored=scored)
-        log_samples(cfg, context.writer, found, step=step, split="test", count=len(rows))
-        right = [a for a in scored.accuracy if a is not None]
-        low, high = metrics.bootstrap_interval(right) if right else (math.nan, math.nan)
-        values = {**answer_means(rollout, scored), "accuracy_low": low, "accuracy_high": high}
-        values |= given_up_since(before, scorer)
-        values = {f"test/{name}": value for name, value in values.items()}
-        return values | {"time/evaluate": time.monotonic() - began}
-
-    return evaluate

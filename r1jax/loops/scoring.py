@@ -122,7 +122,8 @@ def means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def log_samples(
-    cfg: settings.Reinforce,
+    stage: str,
+    task: settings.Task,
     writer: metrics.Writer,
     found: Collected,
     *,
@@ -134,13 +135,13 @@ def log_samples(
     rows, rollout, scored = found.rows, found.rollout, found.scored
     group = len(scored.answers) // len(rows)
     writer.samples(
-        cfg.name,
+        stage,
         step,
         [
             {
                 "split": split,
                 "row": rows[i // group],
-                "prompt": cfg.task.prompt(rows[i // group]),
+                "prompt": task.prompt(rows[i // group]),
                 "answer": scored.answers[i],
                 "reward": None if np.isnan(scored.reward[i]) else float(scored.reward[i]),
                 "parts": scored.parts[i],

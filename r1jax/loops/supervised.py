@@ -16,9 +16,17 @@ import numpy as np
 from r1jax import settings, sharding
 from r1jax.data import labelled
 from r1jax.data.packing import Stream, packed_batches
-from r1jax.loops import auxiliary, objectives
+from r1jax.loops import auxiliary, evaluation, objectives
 from r1jax.loops.batches import cut
-from r1jax.loops.run import Context, check_finite, end_step, resumed, stream_key, to_floats
+from r1jax.loops.run import (
+    Context,
+    Scorer,
+    check_finite,
+    end_step,
+    resumed,
+    stream_key,
+    to_floats,
+)
 from r1jax.loops.step import make_logp, make_update
 from r1jax.progress import progress
 from r1jax.state import init_state, last_learning_rate
@@ -33,10 +41,12 @@ def train(
     params: Params,
     *,
     teacher: objectives.Teacher | None = None,
+    scorer: Scorer | None = None,
 ) -> Params:
     """The weights after `cfg.steps` updates from `params`; goes on where a checkpoint ends.
 
-    A head that learned with them is in the checkpoints only.
+    A head that learned with them is in the checkpoints only. `scorer` judges the answers of
+    `cfg.evaluation`.
     """
     model = context.run.model
     optimizer = cfg.optimizer(cfg.steps)
@@ -46,30 +56,40 @@ def train(
     told = {} if teacher is None else {"teacher": teacher.params}
     stream = make_stream(cfg, context)
     look = make_look(cfg, context)
+    tested, evaluate = make_tests(cfg, context, scorer)
+    best = None if cfg.evaluation is None else "test/accuracy"
     fresh = init_state(with_head(cfg, context, params), optimizer, reference=cfg.reference)
     with (
-        resumed(context, cfg, fresh) as (store, state, done),
+        resumed(context, cfg, fresh, best=best) as (store, state, done),
         progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
-        began, tokens, logged = time.monotonic(), 0.0, done
+        if done == 0 and tested(0):
+            measured = evaluate(state.params, 0)
+            context.writer.write(cfg.name, 0, measured)
+            show(0, measured)
+        began, tokens, last = time.monotonic(), 0.0, done
         for step in range(done + 1, cfg.steps + 1):
             fields = stream.batch(step - 1)
             texts = [] if cfg.reference_point is None else stream.texts(step - 1)
             state, measured = update(state, look(state, Batch(**fields), texts), **told)
             tokens += float((fields["segment"] > 0).sum())
-            if step % cfg.log_every == 0 or step == cfg.steps:
+            tests: dict[str, float] = {}
+            if step % cfg.log_every == 0 or step == cfg.steps or tested(step):
                 values = to_floats(measured)
                 check_finite(values, cfg.name, step)
                 rate = last_learning_rate(state.opt_state)
                 if rate is not None:
                     values["learning_rate"] = float(rate)
-                now = time.monotonic()
-                values["time/step"] = (now - began) / (step - logged)
-                values["time/update_tokens_per_s"] = tokens / (now - began)
-                began, tokens, logged = now, 0.0, step
-                context.writer.write(cfg.name, step, values)
-                show(step, values)
-            end_step(context, cfg, store, state, step, {})
+                seconds = time.monotonic() - began
+                values["time/step"] = seconds / (step - last)
+                values["time/update_tokens_per_s"] = tokens / seconds
+                values["time/update_tokens"] = tokens
+                tests = evaluate(state.params, step) if tested(step) else {}
+                context.writer.write(cfg.name, step, values | tests)
+                show(step, values | tests)
+                began, tokens, last = time.monotonic(), 0.0, step
+            scores = {name: value for name, value in tests.items() if name == best}
+            end_step(context, cfg, store, state, step, scores)
         return {name: state.params[name] for name in params}
 
 
@@ -87,6 +107,21 @@ def check(cfg: settings.Supervised, tokenizer: Any) -> None:
             raise ValueError(
                 f"{cfg.name}: row {i} has {size} tokens, row_length allows {cfg.row_length}"
             )
+    if cfg.evaluation is not None:
+        evaluation.check(cfg.evaluation, tokenizer, f"{cfg.name}.evaluation.task.test")
+
+
+def make_tests(
+    cfg: settings.Supervised, context: Context, scorer: Scorer | None
+) -> tuple[Callable[[int], bool], Callable[[Params, int], dict[str, float]]]:
+    """After which steps held-out problems are answered, and the function that does it."""
+    asked = cfg.evaluation
+    if asked is None:
+        return lambda step: False, lambda params, step: {}
+    if scorer is None:
+        raise ValueError(f"{cfg.name}: an evaluation needs a scorer")
+    evaluate = evaluation.make_evaluation(asked, cfg.name, context, scorer)
+    return partial(evaluation.due, asked, steps=cfg.steps), evaluate
 
 
 def reader(cfg: settings.Supervised) -> Callable[..., list[labelled.Texts]]:
