@@ -12,6 +12,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Half of the time of a first run is compilers'; tests are small. What runs are made of is compiled
+# as everywhere, and so is this suite with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("NPROC", "8")  # threads of XLA's pool: more than devices, see r1jax.host
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
