@@ -14,8 +14,8 @@ runs/countdown_tiny (`make train` makes it) in the place of R1, and the base tha
     python -m r1jax.train --config configs/open_r1.py:tiny --after runs/countdown_tiny
 
 (Without `--after` it makes the base itself.) Stages: `corpus` and `sft`, `zero` from the base,
-`multi_stage` from `sft`. Shown: the three steps run, each ends above the base, and RL goes on from
-where SFT ends. The figures are in BENCHMARKS.md. All that follows is about the full size.
+`multi_stage` from `sft`. Shown: the three steps run.
+The figures are in BENCHMARKS.md. All that follows is about the full size.
 
 Needs: models/Qwen2.5-Math-7B-RoPE-300k and others as named below, under models/;
 data/mixture_of_thoughts.jsonl with `prompt` and `answer`; data/math_problems.jsonl (`question`,

@@ -13,8 +13,10 @@ family:
 
 (Without `--after` it makes the student's base itself.) Three kinds of problems, 5 : 10 : 1; 1,800
 verified answers of the teacher; three epochs of SFT and nothing else. Shown: SFT alone lifts the
-student to near its teacher; the report's table of costs has the seconds and tokens of data building
-and of SFT apart. The figures are in BENCHMARKS.md. All that follows is about the full size.
+student. The report's table of costs has the seconds of data building and of SFT apart, the log
+(metrics.jsonl) their tokens. The figures are in BENCHMARKS.md.
+
+All that follows is about the full size.
 
 Needs: models/Qwen2.5-32B-Instruct; data/sky_t1_17k.jsonl, the rows of NovaSky-AI/Sky-T1_data_17k
 (`system`, `conversations`). For `rebuilt`: data/apps_taco.jsonl (`question`, `verifier` "code",
