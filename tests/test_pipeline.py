@@ -121,7 +121,9 @@ def test_the_manifest_ties_each_stage_to_what_it_was_made_from(straight: Path) -
 
 def test_the_machine_is_noted_with_its_devices(straight: Path) -> None:
     machine = json.loads((straight / "machine.json").read_text())
-    assert (machine["devices"], machine["device"]) == (jax.device_count(), "cpu")
+    # The command has a device for each core, up to a power of two: r1jax.host.
+    most = min(machine["cores"], host.MAX_DEVICES)
+    assert machine["devices"] <= most < 2 * machine["devices"] and machine["device"] == "cpu"
 
 
 def test_counts_of_every_filter_are_what_the_files_show(straight: Path) -> None:

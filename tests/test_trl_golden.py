@@ -16,6 +16,7 @@ import pytest
 from r1jax.algos import (
     advantages,
     distillation,
+    groups,
     kl,
     losses,
     preferences,
@@ -92,8 +93,8 @@ def make_batch(weight=weights.token_mean, **more):
 
 def from_sources(reward):
     """TRL brings the sum over sources to mean 0 and deviation 1, which `over_sources` does not."""
-    scaled = partial(advantages.group_advantages, group=GROUP, eps=EPS)
-    total = advantages.over_sources(reward, weight=(1.0, 0.5), advantage=scaled)
+    scaled = partial(groups.group_advantages, group=GROUP, eps=EPS)
+    total = groups.over_sources(reward, weight=(1.0, 0.5), advantage=scaled)
     judged = ~jnp.isnan(reward).all(axis=1)
     mean = jnp.mean(total, where=judged)
     deviation = jnp.std(total, where=judged, ddof=1)
@@ -105,9 +106,9 @@ def at_first_token(advantage):
 
 
 ADVANTAGES = {
-    "group": lambda r: advantages.group_advantages(r[:, 0], group=GROUP, eps=EPS),
-    "none": lambda r: advantages.group_advantages(r[:, 0], group=GROUP, scale=False),
-    "batch": lambda r: advantages.batch_advantages(r[:, 0], group=GROUP, eps=EPS),
+    "group": lambda r: groups.group_advantages(r[:, 0], group=GROUP, eps=EPS),
+    "none": lambda r: groups.group_advantages(r[:, 0], group=GROUP, scale=False),
+    "batch": lambda r: groups.batch_advantages(r[:, 0], group=GROUP, eps=EPS),
     "sources": from_sources,
     "rloo": at_first_token(advantages.rloo),
     "rloo_kl": at_first_token(partial(advantages.rloo, kl=kl.k1, kl_weight=0.1)),
