@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, dataset, inputs, manifest, metrics, pipeline
+from r1jax import config, dataset, host, inputs, manifest, metrics, pipeline
 from r1jax.data import countdown, passes
 from r1jax.data.sources import jsonl
 from r1jax.local import Local, ask
