@@ -237,12 +237,12 @@ ATTEMPTS = partial(countdown.attempts_rows, **WORLD, persistent=0.15, max_attemp
 
 
 def tiny() -> Run:
-    """The largest of the tiny ones: 0.35M weights."""
+    """The largest of the tiny ones: 0.37M weights."""
     return of_width(96, name="tiny_zero_tiny")
 
 
 def tiny_64() -> Run:
-    """0.15M weights."""
+    """0.17M weights."""
     return of_width(64, name="tiny_zero_tiny_64")
 
 
