@@ -17,7 +17,8 @@ PPO then has the reward model alone, with a KL penalty (`config`) or without (`f
 It is to show: how often the reward model agrees with the reader on pairs that it has not seen; that
 PPO's answers are preferred to those of the SFT model; and that the reward model is a measure that
 can be fooled: without the penalty its score goes on rising while the reader's falls, with it less.
-What came of it is in BENCHMARKS.md.
+BENCHMARKS.md has what came of it: a weight of 0.1
+holds nothing back; more, and `free`, have not been measured.
 """
 
 from collections.abc import Mapping
