@@ -116,8 +116,8 @@ class _Spec:
 def _row(spec: _Spec, split: str, seed: int, index: int) -> dict[str, Any]:
     rng = random.Random(f"countdown problem {seed} {split} {index}")
     for _ in range(MAX_DRAWS):
-        count = spec.counts[_below(rng, len(spec.counts))]
-        numbers = [spec.low + _below(rng, spec.high - spec.low + 1) for _ in range(count)]
+        count = spec.counts[below(rng, len(spec.counts))]
+        numbers = [spec.low + below(rng, spec.high - spec.low + 1) for _ in range(count)]
         target = _random_value(rng, numbers, spec.operators)
         if (
             isinstance(target, int)
@@ -168,9 +168,9 @@ def _random_value(
     """
     values: list[int | Fraction] = list(numbers)
     while len(values) > 1:
-        left = values.pop(_below(rng, len(values)))
-        right = values.pop(_below(rng, len(values)))
-        joined = _join(left, operators[_below(rng, len(operators))], right)
+        left = values.pop(below(rng, len(values)))
+        right = values.pop(below(rng, len(values)))
+        joined = _join(left, operators[below(rng, len(operators))], right)
         if joined is None:
             return None
         values.append(joined)
@@ -191,7 +191,8 @@ def _join(left: int | Fraction, symbol: str, right: int | Fraction) -> int | Fra
     return value.numerator if value.denominator == 1 else value
 
 
-def _below(rng: random.Random, count: int) -> int:
+def below(rng: random.Random, count: int) -> int:
+    """A whole number from 0 to `count` - 1."""
     # random() gives the same sequence in every Python version; randrange() is not promised to.
     return int(rng.random() * count)
 
@@ -346,7 +347,7 @@ def _listing(
     text = f" <think> {FENCE} {' . '.join(shown)} . {FENCE} </think>"
     if rng.random() >= answered:
         return text
-    return f"{text} <answer> {shown[_below(rng, lines)]} </answer>"
+    return f"{text} <answer> {shown[below(rng, lines)]} </answer>"
 
 
 def _told(problems: Sequence[dict[str, Any]], seed: int, habit: Any, index: int) -> dict[str, Any]:
@@ -383,12 +384,12 @@ def random_attempt(
     """A random chain: its text with all results, its expression, and its value."""
     for _ in range(MAX_DRAWS):
         left = list(numbers)
-        value = left.pop(_below(rng, len(left)))
+        value = left.pop(below(rng, len(left)))
         steps = expression = str(value)
         sum_last = False
         while left:
-            number = left.pop(_below(rng, len(left)))
-            symbol = operators[_below(rng, len(operators))]
+            number = left.pop(below(rng, len(left)))
+            symbol = operators[below(rng, len(operators))]
             joined = _join(value, symbol, number)
             if not isinstance(joined, int) or not 0 <= joined <= LARGEST:
                 break

@@ -134,12 +134,12 @@ def _row(
 def _code_problem(rng: random.Random, split: Split) -> dict[str, Any]:
     """Examples of a hidden function: x + k, x - k, k - x, x + x + k or x + x - k."""
     while True:
-        body = _one_of(rng, _FORMS)(1 + _below(rng, 12))
-        xs = [1 + _below(rng, 12) for _ in range(5)]
+        body = _one_of(rng, _FORMS)(1 + countdown.below(rng, 12))
+        xs = [1 + countdown.below(rng, 12) for _ in range(5)]
         pairs = [[x, _value(body, x)] for x in dict.fromkeys(xs)]
         if len(pairs) < 5 or not all(0 <= y <= LARGEST for _, y in pairs):
             continue
-        if (_hash(f"{pairs[:2]}") % TEST_SHARE == 0) == (split == "test"):
+        if (countdown.stable_hash(f"{pairs[:2]}") % TEST_SHARE == 0) == (split == "test"):
             return {
                 "examples": pairs[:2],
                 "tests": [{"args": [x], "result": y} for x, y in pairs],
@@ -150,7 +150,11 @@ def _code_problem(rng: random.Random, split: Split) -> dict[str, Any]:
 def _request(rng: random.Random, split: Split, kind: Kind, language: str) -> dict[str, Any]:
     verbs = tuple(KIND_WORDS[language]) if kind == "helpful" else HARM[language]
     every = [(verb, name) for verb in verbs for name in NAMES[language]]
-    here = [pair for pair in every if (_hash(" ".join(pair)) % 4 == 0) == (split == "test")]
+    here = [
+        pair
+        for pair in every
+        if (countdown.stable_hash(" ".join(pair)) % 4 == 0) == (split == "test")
+    ]
     verb, name = _one_of(rng, here)
     row = {"kind": kind, "language": language, "verb": verb, "name": name}
     return {"verb": verb, "name": name, "reference": _words(rng, row, manners=0.6)}
@@ -403,13 +407,4 @@ def _readable(row: Row, answer: str) -> str | None:
 
 
 def _one_of(rng: random.Random, choices: Sequence[Any]) -> Any:
-    return choices[_below(rng, len(choices))]
-
-
-def _below(rng: random.Random, count: int) -> int:
-    # random() gives the same sequence in every Python version; randrange() is not promised to.
-    return int(rng.random() * count)
-
-
-def _hash(text: str) -> int:
-    return countdown.stable_hash(text)
+    return choices[countdown.below(rng, len(choices))]
