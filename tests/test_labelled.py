@@ -8,6 +8,7 @@ import pytest
 
 from r1jax.algos import weights
 from r1jax.data import labelled, packing
+from r1jax.loops.stream import packed_batches
 
 
 class Letters:
@@ -47,7 +48,7 @@ def found(fields: packing.Fields) -> list[tuple[int, int, str, str, float]]:
 
 def test_both_answers_of_a_pair_lie_in_one_row_under_one_number() -> None:
     rows = [pair(i) for i in range(12)]
-    stream = packing.packed_batches(
+    stream = packed_batches(
         rows,
         partial(labelled.pairs, Letters()),
         batch_rows=3,

@@ -2,22 +2,16 @@
 
 `pack` decides where each sequence goes, `pack_rollout` the same for answers that share prompts;
 `place_texts` and `place_rollouts` then lay out arrays named as the fields of `r1jax.types.Batch`;
-`collect` reads per-token results back. `packed_batches` is the endless stream of packed batches for
-supervised training.
+`collect` reads per-token results back. `r1jax.loops.stream` makes endless batches of packed rows.
 """
 
 import bisect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-T = TypeVar("T")
-Row = Mapping[str, Any]
 Fields = dict[str, np.ndarray]
 Text = tuple[Sequence[int], Sequence[int]]  # token ids of the prompt and of the answer
 
@@ -316,120 +310,6 @@ def collect(
     for i, (row, start, end) in enumerate(_spans(packing.answers)):
         answer[i, : end - start] = rows[row, start:end]
     return answer
-
-
-def shuffled(count: int, *, seed: int) -> Callable[[int], int]:
-    """item(i) of an endless shuffle of range(count): each epoch has each number once.
-
-    A function of i and `seed` alone. Each epoch has an order of its own.
-
-    Raises:
-      ValueError: `count` < 1.
-    """
-    if count < 1:
-        raise ValueError(f"need at least one item to shuffle, got {count}")
-
-    @lru_cache(maxsize=2)
-    def order(epoch: int) -> Int[np.ndarray, " count"]:
-        return np.random.default_rng([seed, epoch]).permutation(count)
-
-    def item(i: int) -> int:
-        epoch, place = divmod(i, count)
-        return int(order(epoch)[place])
-
-    return item
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """Endless packed batches; each is a function of its number alone, so resuming needs no state.
-
-    `batch(i)` is what `place` gives, of the texts `texts(i)`. Texts are read in windows of several
-    batches: `dropped(i)` is how many texts of the window of batch i found no room. `epoch` is the
-    number of batches in which as many texts are read as there are.
-    """
-
-    batch: Callable[[int], Fields]
-    texts: Callable[[int], list[Any]]
-    dropped: Callable[[int], int]
-    epoch: float
-
-
-def packed_batches(
-    rows: Sequence[Row],
-    encode: Callable[[Sequence[Row]], Sequence[T]],
-    *,
-    batch_rows: int,
-    row_length: int,
-    seed: int,
-    size: Callable[[T], int] = text_size,
-    place: Callable[[Packing, Sequence[T]], Fields] = place_texts,
-    window: int = 4096,
-) -> Stream:
-    """Batches of `batch_rows` nearly full rows, of texts in an order drawn anew for each epoch.
-
-    Some `window` texts, as many as make whole batches, are packed together and their rows
-    shuffled. How many is fixed at the start, from how the first texts pack and 3% short of full:
-    so batch i can be computed from i. In a window whose texts happen to be longer than that, the
-    last few find no room and are left out until the next epoch. `encode` turns some rows into
-    their texts at once, end tokens included. What it gives for a row may be several texts that are
-    to lie in one packed row, if `size` counts their tokens and `place` lays them out.
-
-    Raises:
-      ValueError: there are no rows, or a text has no tokens or does not fit a row (when it is
-        read; the index of its row is named).
-    """
-    if not len(rows):
-        raise ValueError("no texts to train on: the source has 0 rows")
-    order = shuffled(len(rows), seed=seed)
-
-    def read(first: int, count: int) -> tuple[list[T], list[int]]:
-        index = [order(i) for i in range(first, first + count)]
-        texts = list(encode([rows[i] for i in index]))
-        lengths = [size(text) for text in texts]
-        for i, length in zip(index, lengths, strict=True):
-            if not 1 <= length <= row_length:
-                raise ValueError(
-                    f"row {i} has {length} tokens, a packed row holds 1 to {row_length}"
-                )
-        return texts, lengths
-
-    sample = read(0, min(window, len(rows)))[1]
-    batches, window_texts = _window_size(sample, window, batch_rows, row_length)
-    window_rows = batches * batch_rows
-    row_order = shuffled(window_rows, seed=seed)
-
-    @lru_cache(maxsize=2)
-    def load(number: int) -> tuple[list[T], Packing]:
-        texts, lengths = read(number * window_texts, window_texts)
-        return texts, pack(lengths, row_length)
-
-    def chosen(i: int) -> tuple[Packing, list[T]]:
-        texts, packing = load(i // batches)
-        which, part = some_rows(packing, [row_order(i * batch_rows + r) for r in range(batch_rows)])
-        return part, [texts[j] for j in which]
-
-    def dropped(i: int) -> int:
-        return int((load(i // batches)[1].row >= window_rows).sum())
-
-    return Stream(
-        batch=lambda i: place(*chosen(i)),
-        texts=lambda i: chosen(i)[1],
-        dropped=dropped,
-        epoch=len(rows) * batches / window_texts,
-    )
-
-
-def _window_size(
-    lengths: Sequence[int], window: int, batch_rows: int, row_length: int
-) -> tuple[int, int]:
-    """How many batches a window has, and how many texts fill 97% of them, judged by `lengths`."""
-    # Few texts are packed in several copies, or a last row half full would count for much.
-    copies = math.ceil(window / len(lengths))
-    rows_per_text = pack([*lengths] * copies, row_length).num_rows / (len(lengths) * copies)
-    # At least one batch, but no more than an epoch, or texts would be in a batch several times.
-    batches = max(1, int(len(lengths) * rows_per_text / batch_rows))
-    return batches, max(1, int(0.97 * batches * batch_rows / rows_per_text))
 
 
 def some_rows(packing: Packing, rows: Sequence[int]) -> tuple[Int[np.ndarray, " K"], Packing]:

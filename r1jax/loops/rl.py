@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from r1jax import monitors, schedules, settings
-from r1jax.data.packing import shuffled
 from r1jax.loops.evaluation import Sample, check_problems, due, make_evaluation, make_sample
 from r1jax.loops.learning import begin, improve, look_again, temperature_at
 from r1jax.loops.objectives import Teacher
@@ -27,6 +26,7 @@ from r1jax.loops.scoring import (
     score_answers,
     together,
 )
+from r1jax.loops.stream import shuffled
 from r1jax.progress import progress
 from r1jax.rollout.answers import concatenate, stop_tokens, take, to_host
 from r1jax.types import Limits, Params, Rollout

@@ -15,7 +15,6 @@ import numpy as np
 
 from r1jax import settings, sharding
 from r1jax.data import labelled
-from r1jax.data.packing import Stream, packed_batches
 from r1jax.loops import auxiliary, evaluation, objectives
 from r1jax.loops.batches import cut
 from r1jax.loops.run import (
@@ -28,6 +27,7 @@ from r1jax.loops.run import (
     to_floats,
 )
 from r1jax.loops.step import make_logp, make_update
+from r1jax.loops.stream import Stream, packed_batches
 from r1jax.progress import progress
 from r1jax.state import init_state, last_learning_rate
 from r1jax.types import Batch, Params, TrainState
