@@ -12,8 +12,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Half of the time of a first run is compilers'; tests are small. What runs are made of is compiled
-# as everywhere, and so is this suite with JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+# Half of the time of a first run is the compiler's. Not so where bits and rounding count: in the
+# commands that tests run to the end, in tests that ask for `optimized`, and, with
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0, everywhere.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("NPROC", "8")  # threads of XLA's pool: more than devices, see r1jax.host
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,6 +33,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKED = ("algos", "kernels", "loops", "models", "rollout")
 if find_spec("beartype"):
     install_import_hook([f"r1jax.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Programs of these tests are compiled as a user's are."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

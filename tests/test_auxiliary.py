@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,7 +141,7 @@ def test_an_update_with_every_part_is_the_same_however_it_is_packed() -> None:
     for name, value in metrics.items():
         assert np.ndim(value) == 0
         np.testing.assert_allclose(value, again[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), want.params, found.params)
+    chex.assert_trees_all_close(want.params, found.params, rtol=1e-7, atol=1e-5)
     # The load of an update is that of its answers' tokens, over all of its micro-batches.
     load = np.bincount(chosen().reshape(-1), minlength=8)
     assert float(metrics["experts/load_max"]) >= load.max() / load.mean() - 1e-5
@@ -176,7 +177,7 @@ def test_modules_that_are_trained_alone_leave_the_model_as_it_is() -> None:
         return [jax.grad(value)(params, extra) for extra in both]
 
     whole, alone = gradients(params)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), whole["mtp"], alone["mtp"])
+    chex.assert_trees_all_close(whole["mtp"], alone["mtp"], rtol=1e-5, atol=0)
     largest = {name: [np.abs(g[name]).max() for g in (whole, alone)] for name in ("embed", "norm")}
     assert all(both > 0 and own == 0 for both, own in largest.values()), largest
     shared = batch.replace(prompt=jnp.zeros_like(tokens), before=tokens)

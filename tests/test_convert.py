@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ GOLDEN = Path(__file__).parent / "golden" / "models"
 
 
 def same(a: dict, b: dict) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_a_run_becomes_a_folder_with_its_tokenizer(small_run: Path, tmp_path: Path, capsys) -> None:

@@ -17,6 +17,8 @@ from r1jax.rollout.sampling import answer_keys, keep_top, make_sampler
 from r1jax.settings import Engine, Sampling, dense
 from r1jax.types import Limits, Prompts, Rollout
 
+pytestmark = pytest.mark.usefixtures("optimized")  # rounding counts
+
 CFG = dense(vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, bias=True)
 STOP = (1,)
 ENGINE = Engine(max_prompt=6, max_new=100, slots=5)

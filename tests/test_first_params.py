@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from r1jax import config, pipeline, settings, sharding
@@ -24,7 +24,7 @@ def test_a_run_begins_with_the_weights_of_its_folder_in_float32() -> None:
     mesh = sharding.make_mesh(settings.Mesh(data=2, fsdp=2))
     found = pipeline.first_params(run_with(model, FOLDER), mesh)
     _, expected = hf.load(FOLDER, dtype=jnp.float32)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
     gate = found["groups"][0]["mlp"]["gate"]
     assert gate.addressable_shards[0].data.shape == (2, 16, 40)
     random = pipeline.first_params(run_with(model, None), mesh)

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +107,7 @@ def test_adapters_start_as_nothing_and_add_their_product(family: str) -> None:
     leaves = lora.adapter_leaves(cfg, rank=3, targets=TARGETS[family])
     adapters = sharding.init(leaves, jax.random.key(0))
     merge = jax.jit(partial(lora.merge, cfg, scale=2.0))
-    jax.tree.map(np.testing.assert_array_equal, merge(params, adapters), params)
+    chex.assert_trees_all_equal(merge(params, adapters), params)
     adapters = {
         name: (a, jax.random.normal(jax.random.key(1), b.shape))
         for name, (a, b) in adapters.items()
@@ -133,7 +134,7 @@ def test_adapters_are_written_and_read_and_belong_to_their_model(tmp_path: Path)
     assert adapters.keys() == {"groups/0/mixer/qkv", "groups/0/mixer/out"}
     lora.write(tmp_path / "adapters.safetensors", adapters)
     again = lora.read(tmp_path / "adapters.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, again, adapters)
+    chex.assert_trees_all_equal(again, adapters)
     params = sharding.init(decoder.leaves(SMALL), jax.random.key(0))
     with pytest.raises(ValueError, match="no weight 'groups/3/mixer/qkv'"):
         lora.merge(SMALL, params, {"groups/3/mixer/qkv": again["groups/0/mixer/qkv"]}, scale=1.0)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +74,7 @@ def test_loaded_weights_do_not_change_with_the_file(tmp_path: Path) -> None:
         size = file.seek(0, 2)
         file.seek(0)
         file.write(bytes(size))  # in place: a memory map of it shows zeros from now on
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    chex.assert_trees_all_equal(loaded, params)
 
 
 def test_a_small_model_is_one_file_without_an_index(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_mesh_holds_the_same_weights_split_as_the_rules_say(family: str, tmp_p
     mesh = device_mesh(fsdp=2, tensor=2)
     cfg, whole = hf.load(GOLDEN / family, dtype=jnp.float32)
     _, split = hf.load(GOLDEN / family, dtype=jnp.float32, mesh=mesh)
-    jax.tree.map(np.testing.assert_array_equal, split, whole)
+    chex.assert_trees_all_equal(split, whole)
     places = sharding.shardings(decoder.leaves(cfg), mesh)
     assert jax.tree.map(lambda w: w.sharding, split) == places
     mlp = split["groups"][0]["mlp"]["gate"]
@@ -404,7 +405,7 @@ def test_a_tied_model_may_repeat_its_head_if_it_is_the_embedding(tmp_path: Path)
     rewrite(folder, file, tensors)
     _, params = hf.load(folder)
     _, expected = hf.load(GOLDEN / "qwen2")
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    chex.assert_trees_all_equal(params, expected)
     tensors["lm_head.weight"][63, 31] += 1
     rewrite(folder, file, tensors)
     with pytest.raises(ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight"):

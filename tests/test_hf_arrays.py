@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ def test_it_does_not_matter_in_what_pieces_a_folder_is_read(
     monkeypatch.setattr(hf, "PIECE", 3 * 32)  # three rows of most tensors
     monkeypatch.setattr(hf_arrays, "TILE", (2, 2 * 2 * 5))
     _, found = hf.load(GOLDEN / "deepseek_v3", mesh=mesh)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_weights_are_the_same_where_they_are_sent_to_a_device(
@@ -38,7 +39,7 @@ def test_weights_are_the_same_where_they_are_sent_to_a_device(
     monkeypatch.setattr(hf_arrays, "on_host", lambda device: False)
     monkeypatch.setattr(hf, "PIECE", 48 * 32)
     _, sent = hf.load(GOLDEN / "qwen2", mesh=mesh)
-    jax.tree.map(np.testing.assert_array_equal, sent, expected)
+    chex.assert_trees_all_equal(sent, expected)
     assert jax.tree.map(lambda w: w.sharding, sent) == jax.tree.map(lambda w: w.sharding, expected)
 
 

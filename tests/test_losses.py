@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -269,7 +270,7 @@ def test_nothing_is_read_where_the_mask_is_false(loss, garbage):
     names = ("advantage", "logp_old", "logp_ref", "weight")
     dirty = {n: jnp.where(batch.mask, getattr(batch, n), -garbage) for n in names}
     got = step(jnp.where(batch.mask, logp, garbage), replace(batch, **dirty))
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    chex.assert_trees_all_equal(got, expected)
     np.testing.assert_array_equal(np.asarray(got[1])[~np.asarray(batch.mask)], 0.0)
 
 
@@ -349,4 +350,4 @@ def test_packing_changes_neither_loss_nor_metrics():
     }
     loss = partial(losses.policy_loss, kl=kl.k3, kl_weight=0.1)
     results = [loss(fields.pop("logp"), Batch(**fields)) for fields in (packed, padded)]
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *results)
+    chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +127,7 @@ def test_experts_spread_over_devices_give_the_same_output_and_gradients(axes: di
         split = jax.device_put(params, places)
         (_, found), grads = jax.jit(run)(split, sharding.put(x, mesh, "batch"))
     np.testing.assert_allclose(found, want, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, wanted)
+    chex.assert_trees_all_close(grads, wanted, rtol=1e-7, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [16, 7])

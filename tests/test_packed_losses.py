@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -433,7 +434,7 @@ def test_a_loss_and_its_gradient_are_those_of_the_paper_however_rows_are_packed(
             got = [float(gradient[place]) for place in places]
             np.testing.assert_allclose(got, slope, rtol=1e-4, atol=2e-6)
         metrics.append(found)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *metrics)
+    chex.assert_trees_all_close(*metrics, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -1e30])
@@ -444,7 +445,7 @@ def test_nothing_is_read_where_the_mask_is_false(name, garbage):
     dirty_logp, dirty, _ = laid_out(name, TOGETHER, fill=garbage)
     assert not np.array_equal(dirty_logp, logp)
     got = stepped(name)(dirty_logp, dirty)
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    chex.assert_trees_all_equal(got, expected)
     np.testing.assert_array_equal(np.asarray(got[1])[~np.asarray(batch.mask)], 0.0)
 
 

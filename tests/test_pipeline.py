@@ -35,7 +35,12 @@ def drive(out: Path, *moments: str) -> list[int]:
     """The exit codes of the processes that ran the config into `out`, killed at these moments."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(DRIVER), str(CONFIG), str(out), *moments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # compiled as a user's run is
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +107,7 @@ def test_nothing_is_read_off_the_mask_and_nothing_crosses_a_segment():
         return found, returns.discounted_return(reward, mask, segment=segment)
 
     dirty = [jnp.where(mask, x, jnp.nan) for x in (reward, value)]
-    jax.tree.map(np.testing.assert_array_equal, both(*dirty), both(reward, value))
+    chex.assert_trees_all_equal(both(*dirty), both(reward, value))
     later = jnp.asarray(np.asarray(segment) > 1) & mask
     changed = both(jnp.where(later, 100.0, reward), jnp.where(later, -7.0, value))
     for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(both(reward, value)), strict=True):

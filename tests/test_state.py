@@ -1,6 +1,7 @@
 import math
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +50,7 @@ def test_norms_and_biases_do_not_decay_even_when_stacked():
     changes, _ = optimizer.update(zeros, optimizer.init(params), params)
     expected = jax.tree.map(jnp.zeros_like, params)
     expected["groups"][0]["mixer"]["qkv"] = jnp.full(shape, -0.25)
-    jax.tree.map(np.testing.assert_array_equal, changes, expected)
+    chex.assert_trees_all_equal(changes, expected)
 
 
 def test_the_learning_rate_rises_in_equal_parts_and_falls_along_half_a_cosine():

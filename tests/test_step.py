@@ -22,6 +22,8 @@ from r1jax.rollout.engine import make_engine
 from r1jax.state import init_state
 from r1jax.types import Batch, Prompts, Rollout
 
+pytestmark = pytest.mark.usefixtures("optimized")  # rounding counts
+
 CFG = settings.dense(
     vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, mlp_dim=48, qk_norm=True
 )

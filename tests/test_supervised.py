@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +136,7 @@ def test_a_run_with_a_reference_goes_on_with_the_same_bits(
         checkpoint.load(folder / "checkpoints" / cfg.name, 2, {**like, "reference": like["params"]})
         for folder in (straight, stopped)
     ]
-    jax.tree.map(np.testing.assert_array_equal, both[0].state, both[1].state)
+    chex.assert_trees_all_equal(both[0].state, both[1].state)
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), both[0].state["params"], both[0].state["reference"]
     )

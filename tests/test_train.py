@@ -15,7 +15,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DEBUG = ROOT / "configs" / "debug.py"
-ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+ENV = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # compiled as a user's run is
+}
 
 
 def command(out: Path, *sets: str, config: Path = DEBUG) -> list[str]:
