@@ -38,10 +38,10 @@ if find_spec("beartype"):
 @pytest.fixture(scope="module")
 def optimized() -> Iterator[None]:
     """Programs of these tests are compiled as a user's are."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    few = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    jax.config.update("jax_disable_most_optimizations", few)
 
 
 @pytest.fixture(scope="session")
