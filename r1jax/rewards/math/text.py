@@ -134,6 +134,7 @@ _REWRITES = [
     for pattern, new in [
         (r"(?<=\d)\s*(?:\{\s*,\s*\}|,\s*\\!)\s*(?=\d{3})", ""),  # 1{,}000 10,\!080
         (r"(?<=\d)\\[,; ]\s*(?=\d{3}(?!\d))", ""),  # 12\,000
+        (r"\{\s*([:=])\s*\}", r"\1"),  # 12{:}30
         (r"\\(?:left|right)\s*\\([{}|])", r"\\\1"),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
         (r"\\(?:(?:display|text)style|(?:no)?limits|mathstrut)(?![a-zA-Z])", " "),
