@@ -80,9 +80,7 @@ def measured(
         if not groups:
             raise ValueError(f"{cfg.name}: measure {name!r} is for none of the problems")
         means = [sum(group) / len(group) for group in groups.values()]
-        low, high = metrics.bootstrap_interval(means)
-        mean = sum(means) / len(means)
-        found[name] = {"mean": mean, "low": low, "high": high, "problems": len(means)}
+        found[name] = metrics.estimate(means)._asdict()
     return found
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1jax import tensorboard
 
@@ -278,3 +278,18 @@ def bootstrap_interval(
     means = [sample[rng.integers(sample.size, size=sample.size)].mean() for _ in range(draws)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+class Estimate(NamedTuple):
+    """A mean over problems and its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    problems: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of one value a problem, with its interval. Raises as `bootstrap_interval`."""
+    low, high = bootstrap_interval(values)
+    return Estimate(sum(values) / len(values), low, high, len(values))

@@ -18,10 +18,11 @@ import pytest
 from r1jax import config, metrics, restore, sharding
 from r1jax.evaluate import __main__ as evaluate
 from r1jax.evaluate.estimators import best_at_k, majority_at_k, pass_at_k, weighted_at_k
-from r1jax.evaluate.judging import Estimate, Judged, math_votes, measure, verdicts
+from r1jax.evaluate.judging import Judged, math_votes, measure, verdicts
 from r1jax.evaluate.problems import find_problems
 from r1jax.loops.evaluation import make_evaluation
 from r1jax.loops.run import Context, Scorer
+from r1jax.metrics import Estimate
 from r1jax.models import decoder
 from r1jax.settings import Reinforce, evaluation_of
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from r1jax import restore, settings
 from r1jax.evaluate import sampled
-from r1jax.evaluate.judging import Estimate, Judged, estimate, measure, verdicts
+from r1jax.evaluate.judging import Judged, measure, verdicts
+from r1jax.metrics import Estimate, estimate
 from r1jax.rewards.dispatch import by_verifier
 from r1jax.search.beam import beam_search
 from r1jax.search.budget import Forcing, budget_forcing

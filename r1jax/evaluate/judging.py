@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from r1jax import metrics
 from r1jax.evaluate.estimators import best_at_k, majority_at_k, pass_at_k, weighted_at_k
+from r1jax.metrics import Estimate, estimate
 from r1jax.rewards import code, countdown, math
 from r1jax.rewards.dispatch import by_verifier
 from r1jax.rewards.math.score import decide
@@ -30,15 +30,6 @@ class Judged:
     vote: Hashable | None  # None: abstains
     observed: Mapping[str, float] = field(default_factory=dict)
     score: float | None = None  # a reward model's
-
-
-class Estimate(NamedTuple):
-    """A mean over problems and its 95% bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    problems: int
 
 
 # --------------------------------------------------------------------------- verdicts
@@ -196,8 +187,3 @@ def _at_k(name: str, problem: Sequence[Judged], k: int) -> float:
             return best_at_k(scores, right, k)
         case _:
             return weighted_at_k(votes, scores, right, k)
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value a problem, with its interval."""
-    return Estimate(sum(values) / len(values), *metrics.bootstrap_interval(values), len(values))

@@ -10,7 +10,7 @@ from pathlib import Path
 from r1jax import host
 from r1jax.config import one_line_errors
 from r1jax.data.sources import jsonl
-from r1jax.evaluate.judging import estimate
+from r1jax.metrics import estimate
 
 
 @one_line_errors

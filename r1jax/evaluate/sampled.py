@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from r1jax import metrics, restore, settings
-from r1jax.evaluate.judging import Estimate, Judged, verdicts, votes_of
+from r1jax.evaluate.judging import Judged, verdicts, votes_of
+from r1jax.metrics import Estimate
 from r1jax.rewards.dispatch import by_verifier
 
 ANSWERS_PER_SLOT = 16  # in one call of the engine: the slots that idle at its end cost little

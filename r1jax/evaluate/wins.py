@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from r1jax import metrics
 from r1jax.config import one_line_errors
-from r1jax.evaluate.judging import Estimate, estimate
+from r1jax.metrics import Estimate, estimate
 
 Row = Mapping[str, Any]
 
