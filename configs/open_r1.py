@@ -4,9 +4,10 @@
 
 Step 1 distils R1: the default is SFT of OpenR1-Distill-7B on Mixture-of-Thoughts, and
 `open_r1.py:corpus` makes such a corpus first. Step 2, pure RL, is `zero`; step 3, `multi_stage`, is
-SFT and then RL. Open-R1 has not finished steps 2 and 3: their problems and sizes here are those of
-its demonstrations. These are variants too: `grpo_distill` (R1-Distill-Qwen-1.5B), `grpo_instruct`
-and `grpo_code` (Qwen2.5-1.5B-Instruct).
+SFT and then RL. Open-R1 has not finished steps 2 and 3: their problems and numbers here are those
+of its demonstration with R1-Distill-Qwen-1.5B, but for answers of 4,096 tokens, which are ours. The
+demonstrations are variants too: `grpo_distill` (R1-Distill-Qwen-1.5B), `grpo_instruct` and
+`grpo_code` (Qwen2.5-1.5B-Instruct).
 
 `tiny` is all three steps, one after another in one run, on two CPU cores, with the model in
 runs/countdown_tiny (`make train` makes it) in the place of R1, and the base that it began with:
@@ -18,27 +19,34 @@ runs/countdown_tiny (`make train` makes it) in the place of R1, and the base tha
 The figures are in BENCHMARKS.md. All that follows is about the full size.
 
 Needs: models/Qwen2.5-Math-7B-RoPE-300k and others as named below, under models/;
-data/mixture_of_thoughts.jsonl with `prompt` and `answer`; data/math_problems.jsonl (`question`,
-`answer`, `verifier`), data/code_problems.jsonl (`question`, `tests`, `verifier`, `language`
-"python"), data/math500.jsonl; for `corpus` DeepSeek-R1 served at localhost:8000.
+data/mixture_of_thoughts.jsonl with `prompt` and `answer`, the data set open-r1/Mixture-of-Thoughts
+in its chat template; data/math_problems.jsonl (`question`, `answer`, `verifier`), such as the
+93,733 of open-r1/OpenR1-Math-220k, default; data/code_problems.jsonl and data/code_test.jsonl
+(`question`, `tests`, `verifier`, `language` "python"); data/math500.jsonl; for `corpus` DeepSeek-R1
+served at localhost:8000.
 
-Hardware: 8 H100 of 80 GB each (ours; for the 7B student 16 bytes a weight are 122 GB).
+Hardware: a node of 8 H100 of 80 GB, as published (for the 7B student 16 bytes a weight are 122 GB).
 
-Hours of SFT, an estimate: 8 * N * T FLOPs (6 N a token, 2 N for activations that are recomputed),
-N = 7.6e9, T = 5 * 350,000 * 6,000 tokens (a mean length that we assume): 6.4e20, 56 hours at 40% of
-8 x 989 TFLOP/s. Of GRPO with the 1.5B: 10 * N * T, at most 10 * 1.5e9 * 256 * 2,560 = 1.0e16 a
-step: 4 s at 30%.
+Hours are not published. An estimate for SFT: 8 * N * T FLOPs (6 N a token, 2 N for activations that
+are recomputed), N = 7.6e9, T = 5 * 349,317 * 6,144 tokens (a mean length that we assume): 6.5e20,
+57 hours at 40% of 8 x 989 TFLOP/s. Of GRPO: 10 * N * T (2 N to sample, 8 N to learn), at most 10 *
+1.5e9 * 512 * 2,560 = 2.0e16 a step with the 1.5B, 8 s at 30%, 7 hours for 2,929 steps; with the 7B
+of `zero` and `multi_stage` 10 * 7.6e9 * 512 * 4,608 = 1.8e17, 76 s and 61 hours.
 
-Published (its README): OpenR1-Distill-7B has AIME 2024 52.7, MATH-500 89.0, GPQA-Diamond 52.8,
+Published (README): OpenR1-Distill-7B has AIME 2024 52.7, MATH-500 89.0, GPQA-Diamond 52.8,
 LiveCodeBench 39.4.
 
 Not yet run at this size.
 
-Numbers: github.com/huggingface/open-r1, recipes/OpenR1-Distill-7B,
-recipes/DeepSeek-R1-Distill-Qwen-1.5B/grpo, recipes/Qwen2.5-1.5B-Instruct/grpo,
-src/open_r1/rewards.py, scripts/decontaminate.py and scripts/pass_rate_filtering. Ours, because they
-are not in there or depend on its machines: packed rows in an update, problems in a rollout, steps,
-no KL but in `grpo_code`.
+Numbers: github.com/huggingface/open-r1, recipes/OpenR1-Distill-7B/sft/config_distill.yaml,
+recipes/DeepSeek-R1-Distill-Qwen-1.5B/grpo/config_demo.yaml, config_demo.yaml and
+config_demo_code.yaml of recipes/Qwen2.5-1.5B-Instruct/grpo, recipes/dataset_filtering,
+src/open_r1/rewards.py and scripts/decontaminate.py. A batch is what a GPU takes times the steps
+that are accumulated times the GPUs: 2 * 8 * 8 samples in SFT, 16 * 4 * 8 answers in GRPO, but 16 *
+4 * 7 in `grpo_code`, whose eighth GPU samples. The recipe does not pack samples; here 24 packed
+rows hold 128 of them if their mean is 6,144 tokens. Left to its trainer there, and ours: the clip
+(0.2), the mean over an answer's tokens, no KL but in `grpo_code`; Adam's b2 is the trainer's
+default. Ours too: slots, workers, rows at a time, evaluations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +67,7 @@ from r1jax.models.zoo import MODELS
 from r1jax.rewards import code, math
 from r1jax.rewards import countdown as numbers
 from r1jax.rewards.endpoint import Endpoint, ask
-from r1jax.rewards.format import code_block, open_r1, open_r1_tag_count, tag_count, think_answer
+from r1jax.rewards.format import open_r1, open_r1_tag_count, tag_count, think_answer
 from r1jax.rewards.prose import observe
 from r1jax.rewards.weighted import weighted
 from r1jax.settings import (
@@ -136,13 +144,13 @@ def long_7b() -> Decoder:
 
 
 def sft() -> Supervised:
-    """4e-5 along a cosine (to a tenth, ours), warm-up 0.03, gradients cut at a norm of 0.2."""
-    steps = 5 * 350_000 * 6_000 // (64 * 32_768)  # 5 epochs, if samples have 6,000 tokens
+    """5 epochs, 4e-5 along a cosine to a tenth, warm-up 0.03, gradients cut at a norm of 0.2."""
+    steps = 5 * 349_317 // 128
     return Supervised(
         name="sft",
         source=partial(jsonl, "data/mixture_of_thoughts.jsonl", need=("prompt", "answer")),
         steps=steps,
-        batch_rows=64,
+        batch_rows=24,
         row_length=32_768,
         micro_rows=8,
         loss=cross_entropy,
@@ -152,6 +160,7 @@ def sft() -> Supervised:
             warmup=3 * steps // 100,
             final=0.1,
             max_grad_norm=0.2,
+            b2=0.999,
         ),
         checkpoints=Checkpoints(every=200),
     )
@@ -160,7 +169,8 @@ def sft() -> Supervised:
 def corpus() -> Run:
     """Step 1 with a corpus of its own: R1's answers, verified, without what the tests contain.
 
-    Two answers to a problem are ours; 8-grams are published.
+    Published: 8-grams, and two to four answers to a problem of OpenR1-Math. The student is asked in
+    GRPO's words; those of OpenR1-Distill-7B are others.
     """
     made = Build(
         name="corpus",
@@ -181,27 +191,27 @@ def corpus() -> Run:
 
 
 def to_r1(row: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
-    """What R1 is asked: no system, as its README has it."""
-    return [{"role": "user", "content": f"{row['question']}\n\n{eval_sets.BOXED}"}]
+    """What R1 is asked: no system, as its README has it, and the instruction first, as Open-R1."""
+    return [{"role": "user", "content": f"{eval_sets.BOXED}\n\n{row['question']}"}]
 
 
 # --------------------------------------------------------------------------- step 2: RL
 
 
-def rl(*, max_new: int, learning_rate: float, temperature: float) -> Reinforce:
-    """GRPO on math problems: 16 answers, accuracy, format and tags; 1e-6 along a cosine to a tenth,
-    warm-up 0.1."""
-    steps = 1000
+def rl(*, max_new: int, learning_rate: float, temperature: float, final: float = 0.1) -> Reinforce:
+    """GRPO, once through 93,733 math problems: 16 answers to each of 32; accuracy, format and tags;
+    a cosine after a warm-up of 0.1."""
+    steps = 93_733 // 32
     return Reinforce(
         name="rl",
         task=Task(train=MATH, test=MATH_500, prompt=chat, accuracy=math.accuracy, observe=observe),
         steps=steps,
-        prompts=16,
+        prompts=32,
         group=16,
         engine=Engine(
             max_prompt=512,
             max_new=max_new,
-            slots=256,
+            slots=512,
             sampling=Sampling(temperature=temperature),
         ),
         reward=weighted(
@@ -212,7 +222,9 @@ def rl(*, max_new: int, learning_rate: float, temperature: float) -> Reinforce:
         advantage=grpo,
         loss=partial(policy_loss, clip_low=0.2, clip_high=0.2),
         weight=sequence_mean,
-        optimizer=partial(adamw, learning_rate=learning_rate, warmup=steps // 10, final=0.1),
+        optimizer=partial(
+            adamw, learning_rate=learning_rate, warmup=steps // 10, final=final, b2=0.999
+        ),
         reward_workers=8,
         row_length=512 + max_new,
         micro_rows=16,
@@ -224,14 +236,14 @@ def rl(*, max_new: int, learning_rate: float, temperature: float) -> Reinforce:
 
 def zero() -> Run:
     """Step 2: pure RL from the base that step 1 begins with, on problems that it sometimes solves:
-    a pass rate of 0.1 to 0.6, as published; of ten answers, as we choose."""
+    of eight answers at temperature 0.7 a share of 0.1 to 0.6 is right, as in filter_dapo.yaml."""
     stage = rl(max_new=4096, learning_rate=1e-6, temperature=0.7)
     fit = Build(
         name="problems",
         source=MATH,
         prompt=chat,
         answers=Sampled(engine=stage.engine, stage=FIRST),
-        samples=10,
+        samples=8,
         accuracy=math.accuracy,
         reward_workers=8,
         passes={
@@ -244,22 +256,30 @@ def zero() -> Run:
 
 
 def grpo_distill() -> Run:
-    """The demonstration: GRPO from R1-Distill-Qwen-1.5B."""
+    """The demonstration: GRPO from R1-Distill-Qwen-1.5B, with its own chat template."""
     model = replace(MODELS["qwen2.5-math-1.5b"], max_length=131_072, tied=False)
     stage = rl(max_new=2048, learning_rate=1e-6, temperature=0.7)
+    stage = replace(stage, task=replace(stage.task, prompt=deepseek_chat))
     return run("grpo_distill", "DeepSeek-R1-Distill-Qwen-1.5B", model, stage)
 
 
+def deepseek_chat(row: Mapping[str, Any]) -> str:
+    """DeepSeek's chat template up to the answer: as in the recipe, no tag of thinking ends it."""
+    return f"<｜begin▁of▁sentence｜>{SYSTEM}<｜User｜>{row['question']}<｜Assistant｜>"
+
+
 def grpo_instruct() -> Run:
-    """The demonstration from Qwen2.5-1.5B-Instruct. Its temperature is not in our sources: 1."""
-    stage = rl(max_new=1024, learning_rate=2e-5, temperature=1.0)
+    """The demonstration from Qwen2.5-1.5B-Instruct, whose cosine ends at 0. Its temperature is not
+    in the recipe: 1."""
+    stage = rl(max_new=1024, learning_rate=2e-5, temperature=1.0, final=0.0)
     return run("grpo_instruct", "Qwen2.5-1.5B-Instruct", instructed(), stage)
 
 
 def grpo_code() -> Run:
-    """GRPO on programs: 14 answers, KL 0.01, tests passed and the form of a code block."""
+    """GRPO on programs: 500 steps, 14 answers, KL 0.01, the share of tests passed and the form."""
+    steps = 500
     stage = rl(max_new=2048, learning_rate=5e-6, temperature=1.0)
-    reward = weighted(accuracy=(1.0, code.passed_share), format=(0.1, code_block))
+    reward = weighted(accuracy=(1.0, code.passed_share), format=(0.1, open_r1))
     task = replace(
         stage.task,
         train=CODE,
@@ -269,10 +289,12 @@ def grpo_code() -> Run:
     stage = replace(
         stage,
         task=task,
+        steps=steps,
         group=14,
         reward=reward,
-        engine=replace(stage.engine, max_prompt=1024, slots=224),
+        engine=replace(stage.engine, max_prompt=1024, slots=448),
         loss=partial(policy_loss, clip_low=0.2, clip_high=0.2, kl=k3, kl_weight=0.01),
+        optimizer=partial(adamw, learning_rate=5e-6, warmup=3 * steps // 100, final=0.1, b2=0.999),
         row_length=1024 + 2048,
         reference="start",
     )

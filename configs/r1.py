@@ -26,8 +26,9 @@ localhost:8000. None of the problems and samples is published.
 
 Hardware: 64 x 8 H800, as published. The mesh is ours; its memory has not been measured.
 
-Hours (published): about 80 for R1's two stages of RL, 41K GPU hours, and 5K for its SFT data; with
-R1-Zero's 101K in all 147K, $294K.
+Hours (published): about 80 for R1's training (x 512 = 41K GPU hours), and 5K GPU hours for its SFT
+data; with R1-Zero's 101K in all 147K, $294K at the $2 that the paper reckons an H800 hour at
+(`price`).
 
 Published (arXiv:2501.12948v2; AIME 2024, IF-Eval, AlpacaEval 2.0):
     Zero 77.9 46.6 24.7   Dev1 59.0 71.7 50.1   Dev2 74.0 72.0 55.8   Dev3 78.1 78.1 62.1
@@ -35,11 +36,14 @@ Published (arXiv:2501.12948v2; AIME 2024, IF-Eval, AlpacaEval 2.0):
 
 Not yet run at this size.
 
-Numbers: arXiv:2501.12948v2, section 3 and supplement; 16 updates are one rollout of 8,192 answers.
-Not published, and ours: how many answers a problem gets for data, the numbers of the filters, how
-many updates dev1 and dev2 have, the learning rate of dev1, the words to the models that rewrite and
-judge. Preferences: R1 trains two reward models on what DeepSeek-V3 says of answers; here it is
-asked itself, of the summary how helpful it is, of the whole answer how harmless.
+Numbers: arXiv:2501.12948v2, section 3 and supplement B.3 and B.4.2; 16 updates are one rollout of
+8,192 answers. Not published, and ours: how many answers a problem gets for data, the numbers of the
+filters, how many updates dev1 and dev2 have, slots, workers, rows at a time, the longest prompt,
+how often is evaluated and saved, the words to the models that rewrite and judge; and whether SFT's
+batch is of samples or of packed rows: here it is of packed rows, as DeepSeek-V3's SFT packs its
+samples. The mean over tokens, Adam's betas and the weight decay are as in r1_zero.py. Preferences:
+R1 trains two reward models, on 66,000 pairs and 106,000 labelled answers that are not public; here
+DeepSeek-V3 is asked itself, of the summary how helpful it is, of the whole answer how harmless.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +76,7 @@ from r1jax.reward_model import RewardModel, scores
 from r1jax.rewards import small_world as small
 from r1jax.rewards.dispatch import by_verifier
 from r1jax.rewards.endpoint import Endpoint, ask
-from r1jax.rewards.format import think_answer
+from r1jax.rewards.format import think_answer, think_first
 from r1jax.rewards.judge import HELPFUL, pointwise, summary
 from r1jax.rewards.language import consistency, reasoning
 from r1jax.rewards.prose import observe
@@ -98,6 +102,7 @@ from r1jax.state import adamw
 
 UPDATES = 16  # of one rollout
 LENGTH, MAX_PROMPT = 32_768, 2048
+BATCH, MEAN_TOKENS = 128, 5_355  # rows of an SFT update; of the 800k samples
 FOLDER = "models/DeepSeek-V3-Base"
 V3 = Endpoint(
     address="http://localhost:8000/v1",
@@ -120,16 +125,18 @@ def config() -> Run:
         weights=FOLDER,
         stages=(
             cold(),
-            sft("dev1", "cold", steps=24),  # two epochs of some 5,000 samples, as many as thousands
+            # Two epochs of some 5,000 samples (the paper has thousands), were they as long.
+            sft("dev1", "cold", steps=2 * 5_000 * MEAN_TOKENS // (BATCH * LENGTH)),
             rl("dev2"),
             rejection(),
             mixed(),
-            sft("dev3", "mixed", steps=2 * 804_745 * 5_355 // (64 * LENGTH)),
+            sft("dev3", "mixed", steps=2 * 804_745 * MEAN_TOKENS // (BATCH * LENGTH)),
             # In the published run these are one stage of 1,700 updates.
             later("rl_reasoning", steps=1_300 // UPDATES),
             everything(),
         ),
         mesh=Mesh(data=1, expert=64, tensor=8),
+        price=2.0,  # an H800, as in table 7 of the supplement
     )
 
 
@@ -244,17 +251,17 @@ def mixed() -> Build:
 
 
 def sft(name: str, data: str, *, steps: int) -> Supervised:
-    """SFT of the base: batch 64, length 32,768, 5e-6 along a cosine to a tenth."""
+    """SFT of the base: batch 128, length 32,768, 5e-5 along a cosine to 5e-6, for 2 to 3 epochs."""
     return Supervised(
         name=name,
         source=Built(stage=data),
         begin=FIRST,
         steps=steps,
-        batch_rows=64,
+        batch_rows=BATCH,
         row_length=LENGTH,
         micro_rows=64,
         loss=cross_entropy,
-        optimizer=partial(adamw, learning_rate=5e-6, final=0.1),
+        optimizer=partial(adamw, learning_rate=5e-5, final=0.1),
         checkpoints=Checkpoints(every=200),
     )
 
@@ -263,7 +270,10 @@ def sft(name: str, data: str, *, steps: int) -> Supervised:
 
 
 def rl(name: str) -> Reinforce:
-    """As R1-Zero's, with a clip of 10, 32,768 tokens, and the share of words in one language."""
+    """As R1-Zero's, with a clip of 10, 32,768 tokens, and the share of words in one language.
+
+    The rule reward is accuracy and format (eq. 4), to which language is added (eq. 7 to 10).
+    """
     return Reinforce(
         name=name,
         task=Task(
@@ -278,7 +288,9 @@ def rl(name: str) -> Reinforce:
         prompts=512,
         group=16,
         engine=ENGINE,
-        reward=weighted(accuracy=(1.0, by_verifier), language=(1.0, consistency)),
+        reward=weighted(
+            accuracy=(1.0, by_verifier), format=(1.0, think_first), language=(1.0, consistency)
+        ),
         advantage=grpo,
         loss=partial(policy_loss, clip_low=10.0, clip_high=10.0, kl=k3, kl_weight=0.001),
         weight=sequence_mean,
@@ -311,7 +323,7 @@ def everything() -> Reinforce:
         rules=(1.0, rules),
         helpful=(1.0, Batched(helpful)),
         harmless=(1.0, Batched(harmless)),
-        format=(1.0, one_thought),
+        format=(1.0, think_first),
         language=(1.0, consistency),
     )
     # Functions of a config cannot be sent to workers; programs run in their sandbox all the same.
@@ -321,12 +333,6 @@ def everything() -> Reinforce:
 def rules(row: Mapping[str, Any], answer: str) -> float | None:
     """The rule's score of a reasoning problem; 0.0 for a row without a rule."""
     return by_verifier(row, answer) if "verifier" in row else 0.0
-
-
-def one_thought(row: Mapping[str, Any], answer: str) -> float:
-    """1.0 for a general answer that ends its thinking once and goes on, else 0.0."""
-    whole = answer.count("</think>") == 1 and bool(summary(answer))
-    return float(row.get("kind", "reasoning") != "reasoning" and whole)
 
 
 def helpful(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Sequence[float | None]:

@@ -11,7 +11,7 @@ Needs: the base's folder under models/, with the tokenizer's special tokens of R
 data/r1_800k.jsonl with `prompt` and `answer`, such as data/mixed/rows.jsonl in the run of
 configs/r1.py. The published samples are not public.
 
-Hardware and hours are not published. An estimate: 8 * N * T FLOPs (6 N a token and 2 N for
+Hardware, hours and cost are not published. An estimate: 8 * N * T FLOPs (6 N a token and 2 N for
 activations that are recomputed), T = 2 * 804,745 * 5,355 = 8.6e9 tokens, at 40% of 989 TFLOP/s:
 
     weights   FLOPs     H100 of 80 GB   hours
@@ -27,9 +27,10 @@ Published (arXiv:2501.12948v2, supplement; AIME 2024, pass@1 and cons@64): 1.5B 
 
 Not yet run at this size.
 
-Numbers: the same supplement: learning rates of each student, 2 to 3 epochs (here 2), batch 64,
-length 32,768, cosine to a tenth. Whether the 64 are samples or packed rows is not published: here
-they are packed rows, as DeepSeek-V3's SFT packs its samples. No warm-up is published, none is used.
+Numbers: the same, B.4.3 and table 6: learning rates of each student, 2 to 3 epochs (here 2), batch
+64, length 32,768, cosine to a tenth. Whether the 64 are samples or packed rows is not published:
+here they are packed rows, as DeepSeek-V3's SFT packs its samples. No warm-up is published, none is
+used; Adam's betas and the weight decay are not published either, and this project's.
 """
 
 from dataclasses import replace

@@ -14,20 +14,22 @@ data/aime24.jsonl. The published problems (26K math, 17K code, 22K STEM, 15K log
 Hardware: 64 x 8 H800, as published. How the model was split over them in RL is not; the mesh here
 is ours, and its memory has not been measured.
 
-Hours: 198 published (101K GPU hours). For the 32B an estimate: 12 * N * T FLOPs (N weights; 2 N a
+Hours: 198 published (x 512 = 101K GPU hours, $202K at the $2 that the paper reckons an H800 hour
+at: `price`). For the 32B no hardware is published. An estimate: 12 * N * T FLOPs (N weights; 2 N a
 token for each of sampling and reference, 8 N for an update that recomputes activations), N =
 32.8e9, T = 625 * 8,192 answers of 8,000 tokens, an assumed mean: 1.6e22, or 235 hours on 64 H100 at
 30% of 989 TFLOP/s.
 
-Published (arXiv:2501.12948v2, section 2): AIME 2024 pass@1 from 15.6 to 77.9, 86.7 by voting. From
-Qwen2.5-32B: more than 10K steps, and below the distilled 32B, which has 72.6.
+Published (arXiv:2501.12948v2, section 2.3 and supplement F): AIME 2024 pass@1 from 15.6 to 77.9,
+86.7 by voting. From Qwen2.5-32B, after more than 10K steps, 47.0; the distilled 32B has 72.6.
 
 Not yet run at this size.
 
-Numbers: arXiv:2501.12948v2, section 2.1 and supplement. A published step is one update of 512
-answers; a step here is a rollout of 8,192, hence the divisions by 16. Not published, and therefore
-as everywhere in this project: the clip (0.2), the sum over tokens (the mean of GRPO's paper),
-Adam's betas and the weight decay; nor the longest prompt, which is ours.
+Numbers: arXiv:2501.12948v2, section 2.1; for the 32B supplement B.4.1. A published step is one
+update of 512 answers; a step here is a rollout of 8,192, hence the divisions by 16. Not published,
+and therefore as everywhere in this project: the clip (0.2), the sum over tokens (the mean of GRPO's
+paper), Adam's betas and the weight decay. Not published, and ours: the longest prompt, slots,
+workers, rows at a time, and how often is evaluated (by one answer a problem) and saved.
 """
 
 from collections.abc import Mapping
@@ -78,6 +80,7 @@ def config() -> Run:
         weights=folder,
         stages=(rl(),),
         mesh=Mesh(data=1, expert=64, tensor=8),
+        price=2.0,  # an H800, as in table 7 of the supplement
     )
 
 
@@ -131,7 +134,7 @@ def rl() -> Reinforce:
 def qwen_32b() -> Run:
     """The paper's check that a smaller base gains less from RL than from distillation.
 
-    Published: the learning rate, and more than 10K steps. The length is not; it is R1's first.
+    Published: more than 10K steps, the rate, and 32,768 tokens throughout; all else is as above.
     """
     folder = "models/Qwen2.5-32B"
     stage = rl()

@@ -9,12 +9,13 @@ Needs: models/Qwen2.5-Math-7B (`zoo`: models/Qwen2.5-7B); data/math_lv3to5_8k.js
 `answer` and `verifier`; data/math500.jsonl; for `simple_rl` also data/qwq_8k.jsonl with `prompt`
 and `answer`. The last was never released, nor was the code of its stage.
 
-Hardware: 4 x 8 H100 of 80 GB, as published.
+Hardware: 4 x 8 H100 of 80 GB, as published; `zoo` 2 x 8.
 
-Hours: 36 published for 120 steps ("good by step 60"). By arithmetic, at most 24 * N * 8,192 * 4,024
-FLOPs a rollout (N = 7.6e9; 2 N a token for each of sampling, old policy, reference and value, 8 N
-for each of two updates that recompute activations): 6.0e18, 11 minutes at 30% of 32 x 989 TFLOP/s,
-if all answers had the full length.
+Hours: 36 published for 120 steps ("good by step 60"), so 47 for all 156; `zoo` about 15 for some
+100 steps. No price is published. By arithmetic, at most 24 * N * 8,192 * 4,024 FLOPs a rollout (N =
+7.6e9; 2 N a token for each of sampling, old policy, reference and value, 8 N for each of two
+updates that recompute activations): 6.0e18, 11 minutes at 30% of 32 x 989 TFLOP/s, if all answers
+had the full length.
 
 Published (README of branch v0, l. 30-39; AIME 2024, MATH-500, AMC, Minerva, OlympiadBench, mean):
     base                    16.7  52.4  52.5  12.9  16.4   30.2
@@ -22,7 +23,10 @@ Published (README of branch v0, l. 30-39; AIME 2024, MATH-500, AMC, Minerva, Oly
     Qwen2.5-Math-7B-Instruct 13.3 79.8  50.6  34.6  40.7   43.8
     SimpleRL-Zero           33.3  77.2  62.5  33.5  37.6   48.8
     SimpleRL                26.7  82.4  62.5  39.7  43.3   50.9
-One problem of AIME is 3.3 points: its differences are noise in a single run.
+One problem of AIME is 3.3 points: its differences are noise in a single run. SimpleRL-Zoo (README
+of the main branch; GSM8K, MATH-500, Minerva, OlympiadBench, AIME 2024, AMC, mean):
+    Qwen2.5-7B              88.2  64.6  25.7  30.1   3.3  30.0  40.3
+    SimpleRL-Zoo            91.7  78.2  38.6  40.4  20.0  62.5  55.2
 
 Not yet run at this size.
 
@@ -39,8 +43,10 @@ searches get longer, and that the warm start ends higher. The log has the share 
 yet.
 
 Published numbers: github.com/hkust-nlp/simpleRL-reason, branch v0,
-train/examples/script/train_ppo_qwen_base_math_lv35_new.sh; for `zoo` the main branch,
-train_grpo_math_tune_ray.sh and README. Not in them: slots, rows and the mesh, which are ours.
+train/examples/script/train_ppo_qwen_base_math_lv35_new.sh, with openrlhf/cli/train_ppo_ray_box.py
+and openrlhf/trainer/ray/ppo_actor.py for what it leaves to defaults; for `zoo` the main branch,
+train_grpo_math_tune_ray.sh and README. Not in them, and ours: slots, workers, rows, the mesh, and
+how a held-out problem of v0 is answered (greedily).
 """
 
 from collections.abc import Mapping
@@ -118,16 +124,27 @@ TASK = Task(
 )
 
 
-def ppo() -> Reinforce:
-    """PPO: 1,024 problems x 8 answers, in 64 updates of 128; 120 such steps.
+def zoo_prompt(row: Mapping[str, Any]) -> str:
+    """The template qwen-boxed."""
+    return (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{row['question']}\n{eval_sets.BOXED}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
 
-    Reward: 1 right, -0.5 wrong, -1 without a box. The script also asks for 20 passes over the
-    problems, which would be 156 steps.
+
+def ppo() -> Reinforce:
+    """PPO: 1,024 problems x 8 answers, in 64 updates of 128; 20 passes over the problems.
+
+    Reward: 1 right, -0.5 wrong, -1 without a box. The authors stopped after 120 of these steps. The
+    rates go along a cosine to a tenth, after a warm-up of 3% of all updates.
     """
+    steps = 20 * NUM_PROBLEMS // 1024
+    schedule = {"warmup": 3 * 64 * steps // 100, "final": 0.1}
     return Reinforce(
         name="rl",
         task=TASK,
-        steps=120,
+        steps=steps,
         prompts=1024,
         group=8,
         engine=Engine(
@@ -137,7 +154,7 @@ def ppo() -> Reinforce:
         advantage=partial(advantages.ppo, **PENALTY),
         loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
         weight=weights.sequence_mean,
-        optimizer=partial(adamw, learning_rate=5e-7),
+        optimizer=partial(adamw, learning_rate=5e-7, **schedule),
         critic=Critic(
             score=heads.values,
             leaves=heads.value_leaves,
@@ -145,7 +162,7 @@ def ppo() -> Reinforce:
             target=partial(advantages.value_targets, **PENALTY),
             loss=partial(critics.value_loss, clip=0.2),
             measure={"explained_variance": critics.explained_variance},
-            optimizer=partial(adamw, learning_rate=9e-6),
+            optimizer=partial(adamw, learning_rate=9e-6, **schedule),
         ),
         old="trainer",
         reward_workers=16,
@@ -180,13 +197,14 @@ def long_answers() -> Supervised:
 def zoo() -> Run:
     """SimpleRL-Zoo's GRPO: right or wrong, KL of 1e-4 in the loss, answers of up to 8,192 tokens.
 
-    Batch and length are those of the README (the script's defaults: 256 and 3,072). The number of
-    steps is ours.
+    Batch and length are those of the README (the script's defaults: 256 and 3,072), and so are the
+    steps, "approximately 100". AdamW is its trainer's.
     """
     folder = "models/Qwen2.5-7B"
     stage = replace(
         ppo(),
-        steps=120,
+        task=replace(TASK, prompt=zoo_prompt),
+        steps=100,
         engine=Engine(max_prompt=1024, max_new=8192, slots=1024),
         reward=accuracy,
         advantage=advantages.grpo,
@@ -198,7 +216,8 @@ def zoo() -> Run:
             kl_weight=1e-4,
             entropy_weight=0.001,
         ),
-        weight=weights.token_mean,  # not published
+        weight=weights.token_mean,  # ours; neither the script nor the README says
+        optimizer=partial(adamw, learning_rate=5e-7, b2=0.999, weight_decay=0.01),
         critic=None,
         minibatches=4,  # of 256 problems
         row_length=9216,

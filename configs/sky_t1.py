@@ -13,8 +13,8 @@ family:
 
 (Without `--after` it makes the student's base itself.) Three kinds of problems, 5 : 10 : 1; 1,800
 verified answers of the teacher; three epochs of SFT and nothing else. Shown: SFT alone lifts the
-student. The report's table of costs has the seconds of data building and of SFT apart, the log
-(metrics.jsonl) their tokens. The figures are in BENCHMARKS.md.
+student. The report's table of costs has the seconds and the tokens of data building and of SFT
+apart. The figures are in BENCHMARKS.md.
 
 All that follows is about the full size.
 
@@ -27,20 +27,21 @@ rewrites at localhost:8001.
 Hardware: 8 H100 of 80 GB, as published, with ZeRO-3 and offload to the host. There is no offload
 here: 16 bytes a weight, 524 GB, leave little for activations on 8; 16 are safer.
 
-Hours: 19 on 8 H100 published, about $450. Rewriting took about $100 more (its README). An estimate
-from FLOPs, 8 * N * T with N = 32.8e9 and T = 3 * 17,000 * 5,461 tokens (a mean length that we
-assume): 7.3e19, 6.4 hours at 40% of 8 x 989 TFLOP/s.
+Hours: 19 on 8 H100 published, about $450, which makes the `price` of one for an hour $2.96.
+Rewriting took about $100 more. An estimate from FLOPs, 8 * N * T with N = 32.8e9 and T = 3 * 17,000
+* 5,461 tokens (a mean length that we assume): 7.3e19, 6.4 hours at 40% of 8 x 989 TFLOP/s.
 
-Published: MATH-500 86.4, AIME 2024 43.3, GPQA-Diamond 56.8, LiveCodeBench easy, medium, hard 86.3,
-56.8, 17.9.
+Published (README): MATH-500 86.4, AIME 2024 43.3, GPQA-Diamond 56.8, LiveCodeBench easy, medium and
+hard 86.3, 56.8 and 17.9.
 
 Not yet run at this size.
 
 Numbers: github.com/NovaSky-AI/SkyThought, recipes/sky-t1-preview, and
 skythought/train/LLaMA-Factory/examples/train_full/qwen2_full_sft.yaml: 3 epochs, rate 1e-5 along a
-cosine, warm-up 0.1, batch 96, length 16,384. The batch is of 96 samples; here it is of packed rows,
-32 of which hold as many samples if their mean is 5,461 tokens. The words to the model that
-rewrites are ours.
+cosine to 0, warm-up 0.1, batch 1 x 12 x 8 GPUs = 96, length 16,384; Adam's b2 is its trainer's
+default. The batch is of 96 samples; here it is of packed rows, 32 of which hold as many samples if
+their mean is 5,461 tokens. Ours: the words to the model that rewrites and the system's words in
+`rebuilt`, one answer of the teacher to each problem there, workers, rows at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,6 +118,7 @@ def config() -> Run:
         weights=FOLDER,
         stages=(sft(),),
         mesh=Mesh(data=1, fsdp=-1),
+        price=2.96,  # $450 for 19 hours of 8 H100
     )
 
 
@@ -130,7 +132,7 @@ def sft() -> Supervised:
         row_length=16_384,
         micro_rows=16,
         loss=cross_entropy,
-        optimizer=partial(adamw, learning_rate=1e-5, warmup=STEPS // 10, final=0.0),
+        optimizer=partial(adamw, learning_rate=1e-5, warmup=STEPS // 10, final=0.0, b2=0.999),
         checkpoints=Checkpoints(every=100),
     )
 

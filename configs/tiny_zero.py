@@ -9,14 +9,15 @@ template), `grpo` and `prime` (3B, other algorithms).
 Needs: models/Qwen2.5-3B (and so on), folders from a hub; data/countdown.parquet, the training file
 of the data set Jiayi-Pan/Countdown-Tasks-3to4, with the columns `nums` and `target`.
 
-Hardware: 1 GPU of 80 GB up to 1.5B, 2 for 3B, as published; for 7B 4, by 36 bytes a weight: policy
-and value network with their Adam (16 each) and the reference (4).
+Hardware: 1 GPU up to 1.5B, 2 for 3B, as published; of which kind is not, here of 80 GB. For 7B 4
+(ours), by 36 bytes a weight: policy and value network with their Adam (16 each) and the reference
+(4).
 
 Hours, an estimate: a rollout costs at most 24 * N * 256 * 1,280 FLOPs (N weights; 2 N a token for
 each of sampling, old policy, reference and value, 8 N for each of two updates that recompute
 activations), which is 2.4e16 for 3B: 41 s on 2 H100 at 30% of 989 TFLOP/s. All 19,200 rollouts, 15
 epochs, would be 220 hours if all answers had the full length. Published: the moment can be seen
-"for < $30".
+"for < $30". Of hours and of a GPU's price nothing is published, so `price` is not set.
 
 Published: 3B and more learn to search and to verify; 0.5B "fails to learn reasoning" (README of
 github.com/Jiayi-Pan/TinyZero). No accuracies are published there.
@@ -35,8 +36,10 @@ an instruction-tuned model end close. BENCHMARKS.md has the three smaller sizes;
 been measured. The third claim, that PPO, GRPO and PRIME end close, is measured with
 `countdown_tiny.py`.
 
-Source of all published numbers: scripts/train_tiny_zero.sh, verl/trainer/config/ppo_trainer.yaml
-and examples/data_preprocess/countdown.py of that repository. It has no script for GRPO and PRIME.
+Source of all published numbers: scripts/train_tiny_zero.sh, verl/trainer/config/ppo_trainer.yaml,
+verl/workers/fsdp_workers.py (AdamW) and examples/data_preprocess/countdown.py of that repository.
+It has no script for GRPO and PRIME. Ours: workers, slots, rows at a time, and that a held-out
+problem is answered greedily.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,6 +77,7 @@ TRAIN, TEST = 327_680, 1_024  # rows
 PROMPTS, EPOCHS = 256, 15
 
 PENALTY = {"kl": k1, "kl_weight": 0.001}  # in the reward of each token
+ADAMW = {"b2": 0.999, "weight_decay": 0.01}  # of its trainer
 
 
 def config() -> Run:
@@ -142,7 +146,10 @@ TASK = Task(
 
 
 def ppo() -> Reinforce:
-    """PPO with a value network: one answer to each of 256 problems, 4 updates."""
+    """PPO with a value network: one answer to each of 256 problems, 4 updates.
+
+    In earlier versions of the script an update was of 128 answers, not of 64.
+    """
     return Reinforce(
         name="rl",
         task=TASK,
@@ -154,7 +161,7 @@ def ppo() -> Reinforce:
         advantage=partial(advantages.ppo, **PENALTY),
         loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, entropy_weight=0.001),
         weight=weights.token_mean,
-        optimizer=partial(adamw, learning_rate=1e-6),
+        optimizer=partial(adamw, learning_rate=1e-6, **ADAMW),
         critic=Critic(
             score=heads.values,
             leaves=heads.value_leaves,
@@ -162,7 +169,7 @@ def ppo() -> Reinforce:
             target=partial(advantages.value_targets, **PENALTY),
             loss=partial(critics.value_loss, clip=0.5),
             measure={"explained_variance": critics.explained_variance},
-            optimizer=partial(adamw, learning_rate=1e-5),
+            optimizer=partial(adamw, learning_rate=1e-5, **ADAMW),
         ),
         old="trainer",
         reward_workers=8,
@@ -213,7 +220,7 @@ def prime() -> Run:
         # 5 is its rm_coef; leave-one-out for each source, returns with gamma 1, whitened.
         advantage=partial(advantages.prime, process_weight=5.0),
         loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2),
-        optimizer=partial(adamw, learning_rate=5e-7),
+        optimizer=partial(adamw, learning_rate=5e-7, **ADAMW),
         reference="none",
         select=partial(selection.within_band, low=0.2, high=0.8),
         rounds=2,  # ours: its script asks for more prompts than it keeps
@@ -224,7 +231,7 @@ def prime() -> Run:
             target=critics.outcomes,
             loss=partial(critics.implicit_prm_loss, beta=0.05),
             weight=weights.sequence_mean,
-            optimizer=partial(adamw, learning_rate=1e-6, max_grad_norm=10.0),
+            optimizer=partial(adamw, learning_rate=1e-6, max_grad_norm=10.0, **ADAMW),
             reference=True,
         ),
     )

@@ -31,7 +31,7 @@ def compare(
     problems = cfg.source()
     table = {}
     for name, stage in cfg.models.items():
-        file = out / f"{stage}.jsonl"
+        file = answers_of(stage, out)
         asked = as_build(cfg, stage)
         if dataset.keep_whole(file, asked.at_once, len(problems)) < len(problems):
             ask = dataset.ask_model(asked, model(stage), seed=seed)
@@ -40,6 +40,11 @@ def compare(
         table[name] = measured(cfg, list(dataset.read_answers(file, problems)))
     metrics.replace(out / metrics.TABLE, json.dumps({"models": table}, indent=1).encode())
     return True
+
+
+def answers_of(stage: str, out: Path) -> Path:
+    """The file of the answers of the model of a stage."""
+    return out / f"{stage}.jsonl"
 
 
 def check(cfg: settings.Compare, tokenizer: Any) -> None:

@@ -79,11 +79,11 @@ def counts(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / COUNTS).read_bytes())["counts"]
 
 
-def num_tokens(out: Path) -> int:
-    """Tokens of all answers that were sampled for a data set; a teacher's are not known: 0."""
-    if not (out / ANSWERS).exists():
+def num_tokens(file: Path) -> int:
+    """Tokens of all answers in a file of them; 0 without it. A teacher's are not known: 0."""
+    if not file.exists():
         return 0
-    answers = (one for line in jsonl(out / ANSWERS) for one in line["answers"])
+    answers = (one for line in jsonl(file) for one in line["answers"])
     return sum(one["num_tokens"] or 0 for one in answers)
 
 

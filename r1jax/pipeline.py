@@ -34,7 +34,7 @@ from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
 from r1jax.reward_model import RewardModel, opened
-from r1jax.rewards.pool import open_pool
+from r1jax.rewards.pool import Pool, open_pool
 from r1jax.rewards.weighted import known_accuracy, score_many
 from r1jax.settings import FIRST, Build, Built, Compare, Mesh, Sampled, Trained
 from r1jax.types import Params
@@ -221,8 +221,14 @@ def open_scorer(
             reward=partial(score_many, reward, each=pool.map),
             each=pool.map,
             accuracy=known_accuracy(reward, task.accuracy),
-            given_up=lambda: {"reward_timeouts": pool.timeouts, "reward_crashes": pool.crashes},
+            # Without workers nothing can be given up, and there is nothing to count.
+            given_up=partial(given_up, pool) if workers else dict,
         )
+
+
+def given_up(pool: Pool) -> dict[str, int]:
+    """How many values the pool gave up so far, by why."""
+    return {"reward_timeouts": pool.timeouts, "reward_crashes": pool.crashes}
 
 
 def run_build(cfg: Build, inputs: Inputs, out: Path) -> None:
@@ -242,7 +248,7 @@ def run_build(cfg: Build, inputs: Inputs, out: Path) -> None:
     if not dataset.build(cfg, ask, out, stopping=context.stopping):
         raise Stopped
     numbers = {f"rows/{count['name']}": float(count["rows"]) for count in dataset.counts(out)}
-    numbers["time/rollout_tokens"] = float(dataset.num_tokens(out))
+    numbers["time/rollout_tokens"] = float(dataset.num_tokens(out / dataset.ANSWERS))
     context.writer.write(cfg.name, 1, numbers)
 
 
@@ -261,7 +267,10 @@ def run_compare(cfg: Compare, inputs: Inputs, out: Path) -> None:
     if not comparison.compare(cfg, model, out, seed=context.run.seed, stopping=context.stopping):
         raise Stopped
     print("\n".join(comparison.lines(out)), file=sys.stderr)
-    context.writer.write(cfg.name, 1, {})
+    tokens = sum(
+        dataset.num_tokens(comparison.answers_of(stage, out)) for stage in {*cfg.models.values()}
+    )
+    context.writer.write(cfg.name, 1, {"time/evaluate_tokens": float(tokens)})
 
 
 RUNNERS: Mapping[type, Callable[[Any, Inputs, Path], None]] = {

@@ -18,6 +18,7 @@ from r1jax.rewards.format import (
     open_r1_tag_count,
     tag_count,
     think_answer,
+    think_first,
 )
 from r1jax.rewards.weighted import score, weighted
 
@@ -48,6 +49,28 @@ GOOD = "<think> try </think> <answer> 7 + 5 - 3 </answer>"
 )
 def test_only_the_whole_form_with_each_tag_once_scores(answer: str, expected: float) -> None:
     assert think_answer(ROW, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("<think>\nso\n</think>\n\nIt is 9.", 1.0),
+        ("\n<think></think>9", 1.0),
+        (GOOD, 1.0),
+        ("", 0.0),
+        ("It is 9.", 0.0),
+        ("<think> so </think> \n", 0.0),
+        ("<think> so", 0.0),
+        ("so </think> 9", 0.0),
+        ("</think> so <think> 9", 0.0),
+        ("Well, <think> so </think> 9", 0.0),
+        ("<think> so </think> 9 </think> 9", 0.0),
+        ("<think> <think> so </think> 9", 0.0),
+        ("<think> so </think> 9 <think> no", 0.0),
+    ],
+)
+def test_thinking_comes_first_once_and_something_follows_it(answer: str, expected: float) -> None:
+    assert think_first(ROW, answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -154,7 +177,9 @@ def test_a_box_is_closed_and_not_empty(answer: str, expected: float) -> None:
     assert boxed(ROW, answer) == expected
 
 
-@pytest.mark.parametrize("reward", [think_answer, tag_count, open_r1, open_r1_tag_count, boxed])
+@pytest.mark.parametrize(
+    "reward", [think_answer, think_first, tag_count, open_r1, open_r1_tag_count, boxed]
+)
 @pytest.mark.parametrize("answer", ["", "\x00", "\ud800", "<think>\ud800</think>", "\u202e", "\\"])
 def test_odd_text_has_a_form_too(reward, answer: str) -> None:
     assert 0.0 <= reward(ROW, answer) <= 1.0

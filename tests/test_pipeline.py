@@ -21,8 +21,9 @@ from r1jax.data import countdown, passes
 from r1jax.data.sources import jsonl
 from r1jax.local import Local, ask
 from r1jax.reward_model import RewardModel, scores
+from r1jax.rewards.countdown import accuracy
 from r1jax.rewards.weighted import Batched, weighted
-from r1jax.settings import Build, Built, Engine, Reinforce, Run, Supervised
+from r1jax.settings import Build, Built, Engine, Reinforce, Run, Supervised, Task
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_name("pipeline_config.py")
@@ -172,21 +173,34 @@ def test_tokens_are_counted_where_they_are_sampled_and_where_they_are_trained_on
 ) -> None:
     found: dict[str, dict[str, list[float]]] = {}
     for row in metrics.read(straight):
-        for name in ("time/rollout_tokens", "time/update_tokens", "length"):
-            if name in row:
-                found.setdefault(row["stage"], {}).setdefault(name, []).append(row[name])
-    answers = [
-        answer
-        for line in jsonl(straight / "data" / "sampled" / dataset.ANSWERS)
-        for answer in line["answers"]
-    ]
-    assert found["sampled"]["time/rollout_tokens"] == [sum(one["num_tokens"] for one in answers)]
+        for name, value in row.items():
+            found.setdefault(row["stage"], {}).setdefault(name, []).append(value)
+
+    def answered(file: Path) -> int:
+        return sum(one["num_tokens"] for line in jsonl(file) for one in line["answers"])
+
+    data = straight / "data"
+    assert found["sampled"]["time/rollout_tokens"] == [answered(data / "sampled" / dataset.ANSWERS)]
+    tables = sorted((data / "table").glob("*.jsonl"))
+    assert len(tables) == 2
+    assert found["table"]["time/evaluate_tokens"] == [sum(map(answered, tables))]
+    tested = [8 * length for length in found["sft"]["test/length"]]
+    assert found["sft"]["time/evaluate_tokens"] == pytest.approx(tested)
     # 3 updates of 4 rows of 32 tokens, not all of which hold a text.
     trained = found["sft"]["time/update_tokens"]
     assert len(trained) == 3 and 0.5 * 3 * 4 * 32 < sum(trained) <= 3 * 4 * 32
     made = [8 * length for length in found["rl"]["length"]]
     assert found["rl"]["time/rollout_tokens"] == found["rl"]["time/update_tokens"]
     assert found["rl"]["time/rollout_tokens"] == pytest.approx(made)
+
+
+def test_what_was_given_up_is_logged_where_workers_can_give_up(straight: Path) -> None:
+    names = {"reward_timeouts", "reward_crashes"}
+    assert not any(names & {name.removeprefix("test/") for name in line} for line in logs(straight))
+    task = Task(train=list, test=list, prompt=str, accuracy=accuracy)
+    for workers in (0, 1):
+        with pipeline.open_scorer(task.accuracy, task, workers=workers, seconds=1.0) as scorer:
+            assert set(scorer.given_up()) == (names if workers else set())
 
 
 # --------------------------------------------------------------------------- killed

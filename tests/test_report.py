@@ -286,12 +286,15 @@ def priced(folder: Path, *, stages: str = "make, sft, rl", price: float = 2.0) -
     lines = {**kinds, "rl.steps": "2", "price": str(price), "stages": stages}
     (folder / "config.txt").write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
     parts = {"time/rollout": 200.0, "time/score": 50.0, "time/update": 100.0}
+    parts |= {"time/rollout_tokens": 3000.0, "time/update_tokens": 2000.0}
+    tests = {"time/evaluate": 60.0, "time/evaluate_tokens": 150.0}
     for stage, step, seconds, values in (
-        ("make", 1, 600, {"rows/source": 8.0}),
-        ("sft", 10, 900, {"loss": 1.0}),
-        ("rl", 0, 90, {"test/accuracy": 0.5, "time/evaluate": 60.0}),
+        ("make", 1, 600, {"rows/source": 8.0, "time/rollout_tokens": 700.0}),
+        ("sft", 5, 450, {"loss": 1.0, "time/update_tokens": 5000.0}),
+        ("sft", 10, 450, {"loss": 1.0, "time/update_tokens": 4000.0}),
+        ("rl", 0, 90, {"test/accuracy": 0.5, **tests}),
         ("rl", 1, 350, {"reward": 0.5, **parts}),
-        ("rl", 2, 410, {"reward": 0.5, **parts, "test/accuracy": 0.7, "time/evaluate": 60.0}),
+        ("rl", 2, 410, {"reward": 0.5, **parts, "test/accuracy": 0.7, **tests}),
     ):
         clock[0] += seconds
         writer.write(stage, step, values)
@@ -309,17 +312,22 @@ def test_a_price_gives_costs_with_training_and_inference_apart(tmp_path: Path):
     page = report.build(folder)
     stands_alone(page)
     text = text_of(page[page.index("<h2>Time and cost") :])
-    heads = "stage steps time training rollout data building evaluation other device-hours cost"
+    heads = (
+        "stage steps time training rollout data building evaluation other "
+        "tokens sampled tokens trained on device-hours cost"
+    )
     # 4 devices at 2 dollars: 8 dollars an hour.
     assert heads in text
-    assert "make 1 10 min 00 s 10 min 00 s 0.667 $1.33 " in text
-    assert "sft 10 15 min 00 s 15 min 00 s 1.00 $2.00 " in text
-    # rl: 850 s, of which 200 are updates, 400 rollouts and 120 evaluations.
-    assert "rl 2 14 min 10 s 3 min 20 s 6 min 40 s 2 min 00 s 2 min 10 s 0.944 $1.89 " in text
+    assert "make 1 10 min 00 s 10 min 00 s 700 0.667 $1.33 " in text
+    assert "sft 10 15 min 00 s 15 min 00 s 9,000 1.00 $2.00 " in text
+    # rl: 850 s, of which 200 are updates, 400 rollouts and 120 evaluations. Tokens: two rollouts
+    # of 3,000 and two evaluations of 150; of each rollout 2,000 are trained on.
+    spent = "3 min 20 s 6 min 40 s 2 min 00 s 2 min 10 s 6,300 4,000"
+    assert f"rl 2 14 min 10 s {spent} 0.944 $1.89 " in text
     assert "evaluated afterwards 2 min 30 s 2 min 30 s 0.167 $0.33 " in text
     assert (
-        "all 41 min 40 s 18 min 20 s 6 min 40 s 10 min 00 s 4 min 30 s 2 min 10 s 2.78 $5.56"
-        in text
+        "all 41 min 40 s 18 min 20 s 6 min 40 s 10 min 00 s 4 min 30 s 2 min 10 s "
+        "7,000 13,000 2.78 $5.56" in text
     )
     assert "Training took 18 min 20 s (1.22 device-hours, $2.44)" in text
     assert "inference took 21 min 10 s (1.41 device-hours, $2.82)" in text
@@ -329,9 +337,10 @@ def test_a_price_gives_costs_with_training_and_inference_apart(tmp_path: Path):
 
 def test_costs_are_compared(tmp_path: Path, run: Path):
     text = text_of(report.compare([priced(tmp_path / "dear", price=10.0), run]))
-    assert "run time training inference core or device-hours cost" in text
+    heads = "run time training inference tokens sampled tokens trained on core or device-hours cost"
+    assert heads in text
     # 2350 s x 4 devices; training 900 + 200, inference 600 + 400 + 120.
-    assert "39 min 10 s 18 min 20 s 18 min 40 s 2.61 $26.11" in text
+    assert "39 min 10 s 18 min 20 s 18 min 40 s 7,000 13,000 2.61 $26.11" in text
     assert text.count("$") == 1
     assert "cost" not in text_of(report.compare([run, run]))
 

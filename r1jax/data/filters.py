@@ -2,7 +2,7 @@
 
 A row is what a `Build` stage makes of one answer: `prompt`, `answer`, `accuracy`, `num_tokens`,
 `finished`, and the problem's own fields in `row`. R1 dropped answers with mixed languages, long
-paragraphs and code blocks (arXiv:2501.12948, section 2.3.3); no source says by which numbers, so
+paragraphs and code blocks (arXiv:2501.12948v1, section 2.3.3); no source says by which numbers, so
 the bounds here are settings, and their defaults are this project's.
 """
 

@@ -91,9 +91,11 @@ def keep_pass_rate(rows: Rows, *, least: float, most: float) -> Rows:
     """All answers to those problems of which a share from `least` to `most` was answered right.
 
     To be used before wrong answers are dropped. Answers that could not be judged do not count;
-    a problem without others is dropped. Open-R1 keeps 0.1 to 0.6, PRIME 0.2 to 0.8.
+    a problem without others is dropped. Open-R1 keeps 0.1 to 0.6, itself without the two bounds,
+    PRIME 0.2 to 0.8.
 
-    Source: scripts/pass_rate_filtering, github.com/huggingface/open-r1; arXiv:2502.01456.
+    Source: scripts/pass_rate_filtering and recipes/dataset_filtering/filter_dapo.yaml,
+    github.com/huggingface/open-r1; arXiv:2502.01456.
     """
     chosen = set()
     for places in _by_problem(rows).values():

@@ -49,7 +49,9 @@ def make_evaluation(
         values = {**answer_means(rollout, scored), "accuracy_low": low, "accuracy_high": high}
         values |= given_up_since(before, scorer)
         values = {f"test/{name}": value for name, value in values.items()}
-        return values | {"time/evaluate": time.monotonic() - began}
+        tokens = float(rollout.answer_length.sum())
+        seconds = time.monotonic() - began
+        return values | {"time/evaluate": seconds, "time/evaluate_tokens": tokens}
 
     return evaluate
 

@@ -15,7 +15,7 @@ Rope = tuple[jax.Array, jax.Array]
 def rates(cfg: settings.Decoder, size: int) -> np.ndarray:
     """Radians a token that each of `size` / 2 rotary pairs turns, float32.
 
-    Source: RoFormer, arXiv:2104.09864; YaRN, arXiv:2309.00071, section 3; Llama 3.1's is defined
+    Source: RoFormer, arXiv:2104.09864; YaRN, arXiv:2309.00071, section 3.2; Llama 3.1's is defined
     by its published code.
     """
     plain = cfg.rope_theta ** (-np.arange(0, size, 2) / size)
@@ -35,7 +35,11 @@ def rates(cfg: settings.Decoder, size: int) -> np.ndarray:
 
 
 def _yarn_ramp(scaling: settings.Yarn, size: int, theta: float) -> np.ndarray:
-    """0 for the pairs that keep their rate, 1 for those that are slowed; YaRN's eq. 18 and 23."""
+    """0 for the pairs that keep their rate, 1 for those that are slowed, and between them a line.
+
+    It runs along the pairs' numbers, as in the published code of YaRN and DeepSeek-V3; YaRN's
+    eq. 18 has it along their turns in the old context. The ends are the same but for rounding.
+    """
 
     def pair(turns: float) -> float:  # that turns so many times in the old context
         angle = scaling.original_length / (turns * 2 * math.pi)

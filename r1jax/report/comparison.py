@@ -7,6 +7,7 @@ from r1jax.progress import duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS, number
 from r1jax.report.data import (
+    TOKENS,
     Row,
     RunData,
     costs,
@@ -67,7 +68,7 @@ RESULTS = (
 def _cost_table(runs: Sequence[RunData], names: Sequence[str]) -> str:
     """What each run took: training and inference apart, device-hours, and dollars where known."""
     known = [here for run in runs if (here := devices(run)) is not None]
-    head = ["run", "time", "training", "inference"]
+    head = ["run", "time", "training", "inference", *TOKENS.values()]
     head += [f"{' or '.join(sorted({here.name for here in known}))}-hours"] if known else []
     head += ["cost"] if any(here.price is not None for here in known) else []
     lines = []
@@ -75,6 +76,8 @@ def _cost_table(runs: Sequence[RunData], names: Sequence[str]) -> str:
         spent, here = total(costs(run)), devices(run)
         time = duration(spent.seconds) + (" (unfinished)" if unfinished(run) else "")
         texts = [time, duration(spent.training), duration(spent.inference)]
+        tokens = [getattr(spent, name) for name in TOKENS]
+        texts += [number(count) if count else "" for count in tokens]
         texts.append(number(here.hours(spent.seconds)) if here else "")
         texts.append(here.dollars(spent.seconds) if here else "")
         lines.append(texts[: len(head) - 1])

@@ -105,9 +105,16 @@ def _after(names: Sequence[str], name: str) -> Sequence[str]:
     return names[list(names).index(name) + 1 :]
 
 
+TOKENS = {"sampled": "tokens sampled", "learned": "tokens trained on"}  # of a Cost -> heading
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds that a stage took, and what for. What is left is scoring, compiling and saving."""
+    """Seconds that a stage took, and what for. What is left is scoring, compiling and saving.
+
+    Tokens are those of answers that were sampled, also for data and on held-out problems, and
+    those that went through updates; 0 where the log has none.
+    """
 
     stage: str
     step: int | None = None
@@ -116,6 +123,8 @@ class Cost:
     rollout: float = 0.0
     building: float = 0.0  # of data
     evaluation: float = 0.0
+    sampled: float = 0.0  # tokens
+    learned: float = 0.0  # tokens, each as often as it was trained on
 
     @property
     def inference(self) -> float:
@@ -130,17 +139,15 @@ def costs(run: RunData) -> list[Cost]:
     """Each stage's time, in order.
 
     Of a stage with rollouts the updates are training; all of another one is, unless it builds data
-    or compares models.
-    Where not every step of a stage with rollouts has a row, rollouts and training are 0.
+    or compares models. Where not every step of a stage with rollouts has a row, rollouts and
+    training are 0.
     """
     found, before = [], 0.0
     for stage, rows in run.stages.items():
         end = max((row[ELAPSED] for row in rows if ELAPSED in row), default=before)
         seconds, step = end - before, rows[-1]["step"]
         before = end
-        spent: dict[str, float] = {
-            "evaluation": sum(row.get("time/evaluate", 0.0) for row in rows),
-        }
+        spent = {"evaluation": _sum(rows, "time/evaluate")}
         timed = [row for row in rows if "time/rollout" in row and "time/update" in row]
         kind = run.settings.get(stage)
         if kind in ("Build", "Compare"):
@@ -148,10 +155,17 @@ def costs(run: RunData) -> list[Cost]:
         elif not timed:
             spent["training"] = seconds - spent["evaluation"]
         elif len(timed) >= step:
-            spent["rollout"] = sum(row["time/rollout"] for row in timed)
-            spent["training"] = sum(row["time/update"] for row in timed)
-        found.append(Cost(stage=stage, step=step, seconds=seconds, **spent))
+            spent["rollout"] = _sum(timed, "time/rollout")
+            spent["training"] = _sum(timed, "time/update")
+        sampled = _sum(rows, "time/rollout_tokens") + _sum(rows, "time/evaluate_tokens")
+        learned = _sum(rows, "time/update_tokens")
+        tokens = {"sampled": sampled, "learned": learned}
+        found.append(Cost(stage=stage, step=step, seconds=seconds, **spent, **tokens))
     return found
+
+
+def _sum(rows: Sequence[Row], name: str) -> float:
+    return sum(row.get(name, 0.0) for row in rows)
 
 
 def afterwards(run: RunData) -> Cost | None:
@@ -171,7 +185,10 @@ def afterwards(run: RunData) -> Cost | None:
 
 def total(found: Sequence[Cost]) -> Cost:
     """The sum of some costs."""
-    names = ("seconds", "training", "rollout", "building", "evaluation")
+    names = (
+        *("seconds", "training", "rollout", "building", "evaluation"),
+        *("sampled", "learned"),
+    )
     sums = {name: sum(getattr(each, name) for each in found) for name in names}
     return Cost(stage="all", **sums)
 

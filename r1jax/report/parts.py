@@ -11,6 +11,7 @@ from r1jax.progress import duration
 from r1jax.report import curves
 from r1jax.report.charts import NUM_COLOURS, change, interval_chart, number
 from r1jax.report.data import (
+    TOKENS,
     Cost,
     Devices,
     Evaluations,
@@ -295,7 +296,7 @@ SPENT = {  # what time is spent on -> the heading
 
 
 def cost(run: RunData) -> str:
-    """Where the time went, on what machine, and what it cost."""
+    """Where the time went, for how many tokens, on what machine, and what it cost."""
     found = costs(run)
     if not total(found).seconds:
         return ""
@@ -303,9 +304,9 @@ def cost(run: RunData) -> str:
     if later := afterwards(run):
         found.append(later)
     sums, here = total(found), devices(run)
-    kinds = [kind for kind in SPENT if getattr(sums, kind)]
+    kinds = [kind for kind in (*SPENT, *TOKENS) if getattr(sums, kind)]
     priced = here is not None and here.price is not None
-    head = ["stage", "steps", "time", *(SPENT[kind] for kind in kinds)]
+    head = ["stage", "steps", "time", *((SPENT | TOKENS)[kind] for kind in kinds)]
     head += [f"{here.name}-hours"] if here else []
     head += ["cost"] if priced else []
     rows = [f"<tr>{_cost_cells(each, kinds, here)}</tr>" for each in found]
@@ -331,14 +332,15 @@ def _two_kinds(sums: Cost, here: Devices | None) -> str:
         parts.append(text)
     return (
         f"<p>{', '.join(parts)}. Inference is rollouts, data building and evaluations; what is "
-        "neither is scoring, compiling and saving.</p>"
+        "neither is scoring, compiling and saving. Tokens are those of sampled answers, and those "
+        "that went through updates, each as often as it did.</p>"
     )
 
 
 def _cost_cells(each: Cost, kinds: Sequence[str], here: Devices | None) -> str:
     texts = [f"{each.step:,}" if each.step is not None else "", duration(each.seconds)]
-    spent = [getattr(each, kind) for kind in kinds]
-    texts += [duration(seconds) if seconds else "" for seconds in spent]
+    spent = [(getattr(each, kind), number if kind in TOKENS else duration) for kind in kinds]
+    texts += [text(value) if value else "" for value, text in spent]
     if here is not None:
         texts.append(number(here.hours(each.seconds)))
         texts += [here.dollars(each.seconds)] if here.price is not None else []

@@ -28,6 +28,20 @@ def think_answer(row: Mapping[str, Any], answer: str) -> float:
     return float(not (before + between + after).strip())
 
 
+def think_first(row: Mapping[str, Any], answer: str) -> float:
+    """1.0 if the text is `<think>...</think>` and then more, as R1 answers a chat, else 0.0.
+
+    Each tag occurs once, nothing but white space stands before the first, and something else does
+    after the second.
+
+    Source: arXiv:2501.12948v2, section 2.2.
+    """
+    before, _, rest = answer.partition("<think>")
+    _, closed, after = rest.partition("</think>")
+    once = answer.count("<think>") == answer.count("</think>") == 1
+    return float(once and bool(closed) and not before.strip() and bool(after.strip()))
+
+
 def tag_count(row: Mapping[str, Any], answer: str) -> float:
     """A quarter for each of the four tags that occurs exactly once, in any order: 0.0 to 1.0."""
     return sum(answer.count(tag) == 1 for tag in TAGS) / len(TAGS)

@@ -75,7 +75,7 @@ def consistency(row: Mapping[str, Any], answer: str, *, language: str | None = N
     Raises:
       ValueError: no language is given, or one that is not known.
 
-    Source: arXiv:2501.12948, section 2.3.2: number of words in the target language, divided by
+    Source: arXiv:2501.12948v1, section 2.3.2: number of words in the target language, divided by
     the number of words.
     """
     name = row.get("language") if language is None else language

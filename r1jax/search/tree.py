@@ -50,7 +50,7 @@ def tree_search(
       ValueError: `rounds` or `branch` < 1.
 
     Source: UCT, Kocsis and Szepesvári (2006). R1 reports the search of such trees, guided by a
-    value model and with a limit on their growth, as a failure: arXiv:2501.12948, section 4.2.
+    value model and with a limit on their growth, as a failure: arXiv:2501.12948v1, section 4.2.
     """
     if rounds < 1 or branch < 1:
         raise ValueError(f"need rounds and branch >= 1, got {rounds} and {branch}")
