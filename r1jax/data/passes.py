@@ -91,8 +91,8 @@ def keep_pass_rate(rows: Rows, *, least: float, most: float) -> Rows:
     """All answers to those problems of which a share from `least` to `most` was answered right.
 
     To be used before wrong answers are dropped. Answers that could not be judged do not count;
-    a problem without others is dropped. Open-R1 keeps 0.1 to 0.6, itself without the two bounds,
-    PRIME 0.2 to 0.8.
+    a problem without others is dropped. PRIME keeps 0.2 to 0.8, Open-R1 what lies between 0.1 and
+    0.6 (there the two themselves are out).
 
     Source: scripts/pass_rate_filtering and recipes/dataset_filtering/filter_dapo.yaml,
     github.com/huggingface/open-r1; arXiv:2502.01456.
