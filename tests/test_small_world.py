@@ -22,6 +22,14 @@ def said(text: str) -> str:
     return f" <think> ann hears this </think> <answer> {text} </answer>"
 
 
+def test_what_a_reward_model_reads_can_be_read_wherever_an_answer_ends() -> None:
+    tokenizer = small_world.small_tokenizer()
+    tokens = encode(tokenizer, said("thanks ann") + " </think> </think>")
+    for end in range(len(tokens) + 1):
+        for kind in ("helpful", "harmless"):
+            encode(tokenizer, scores.judged_part(kind, decode(tokenizer, tokens[:end])))
+
+
 # --------------------------------------------------------------------------- problems and texts
 
 

@@ -160,4 +160,7 @@ def won(row: Row, answer: str) -> float | None:
 
 def judged_part(kind: str, answer: str) -> str:
     """What a reward model reads of an answer: of helpful ones what follows the thinking only."""
-    return f" {summary(answer).strip()}" if kind == "helpful" else answer
+    if kind != "helpful":
+        return answer
+    said = summary(answer)
+    return f" {said}" if said else ""
