@@ -32,8 +32,7 @@ Tiny, from random weights on two CPU cores, a few minutes each: `tiny_16`, `tiny
     python -m r1jax.report runs/tiny_zero_tiny*
 
 They are to show that accuracy rises with size and the smallest only guesses, and that the base and
-an instruction-tuned model end close. BENCHMARKS.md has the three smaller sizes; the others have not
-been measured. The third claim, that PPO, GRPO and PRIME end close, is measured with
+an instruction-tuned model end close; BENCHMARKS.md has what came of it. The third claim, that PPO, GRPO and PRIME end close, is measured with
 `countdown_tiny.py`.
 
 Source of all published numbers: scripts/train_tiny_zero.sh, verl/trainer/config/ppo_trainer.yaml,
