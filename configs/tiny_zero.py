@@ -32,8 +32,8 @@ Tiny, from random weights on two CPU cores, a few minutes each: `tiny_16`, `tiny
     python -m r1jax.report runs/tiny_zero_tiny*
 
 They are to show that accuracy rises with size and the smallest only guesses, and that the base and
-an instruction-tuned model end close; BENCHMARKS.md has what came of it. The third claim, that PPO, GRPO and PRIME end close, is measured with
-`countdown_tiny.py`.
+an instruction-tuned model end close; BENCHMARKS.md has what came of it. The third claim, that PPO,
+GRPO and PRIME end close, is measured with `countdown_tiny.py`.
 
 Source of all published numbers: scripts/train_tiny_zero.sh, verl/trainer/config/ppo_trainer.yaml,
 verl/workers/fsdp_workers.py (AdamW) and examples/data_preprocess/countdown.py of that repository.
