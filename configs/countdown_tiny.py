@@ -7,14 +7,14 @@ with a rule reward, and nothing else, teaches it to go on searching.
 
 Variants, `countdown_tiny.py:ppo`, differ from that by the algorithm alone, and each says what it
 passes: `grpo`, `dr_grpo`, `dapo`, `gspo`, `cispo`, `rloo`, `reinforce_pp`,
-`reinforce_pp_baseline`, `ppo`, `ppo_shared`, `prime`.
+`reinforce_pp_baseline`, `ppo`, `ppo_shared`, `prime`, `adaptive_kl`, `gdpo`.
 
 In the place of rewards, `dpo`, `ipo`, `simpo`, `orpo` and `kto` have pairs of texts, of which the
 one that goes on is better than the one that gives up; `reward_model` learns to tell them apart.
 `process_model` learns of the base's own answers, step by step, whether they will come out right.
 Both score answers: `python -m r1jax.evaluate RUN --strategy best --score RUN_OF_THE_MODEL`.
-`distil` and `on_policy` learn from the model in runs/countdown_tiny. Of these nothing has been
-measured yet.
+`distil`, `distil_top_k` and `on_policy` learn from the model in runs/countdown_tiny. Of these,
+and of `adaptive_kl` and `gdpo`, nothing has been measured yet.
 """
 
 from dataclasses import replace
@@ -35,7 +35,9 @@ from r1jax.algos.kl import k1, k2, k3
 from r1jax.data import countdown, labelled, passes
 from r1jax.data.tokenizer import tiny
 from r1jax.models import heads
-from r1jax.rewards.countdown import accuracy, answer_key, observe
+from r1jax.rewards.countdown import accuracy, answer_key, honesty, observe
+from r1jax.rewards.weighted import weighted
+from r1jax.schedules import Adaptive
 from r1jax.settings import (
     Build,
     Built,
@@ -301,6 +303,33 @@ def prime() -> Run:
     )
 
 
+def adaptive_kl() -> Run:
+    """A KL to the base in the loss whose weight moves, by a tenth a step at most, to hold it at
+    0.02 nats a token."""
+    penalty: dict[str, Any] = {
+        "kl": k3,
+        "kl_weight": Adaptive(first=0.01, target=0.02, gain=0.5),
+    }
+    return replace(
+        config(),
+        name="countdown_tiny_adaptive_kl",
+        stages=changed(loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.28, **penalty)),
+    )
+
+
+def gdpo() -> Run:
+    """GDPO: two parts of a reward, each brought to one scale by itself. Here the second takes off
+    for a wrong answer that claims to be right, and not for none."""
+    return replace(
+        config(),
+        name="countdown_tiny_gdpo",
+        stages=changed(
+            reward=weighted(accuracy=(1.0, accuracy), honesty=(0.2, honesty)),
+            advantage=partial(advantages.by_source, weight=(1.0, 0.2)),
+        ),
+    )
+
+
 # --------------------------------------------------------------------------- preferences, teachers
 
 ATTEMPTS = partial(countdown.attempts_rows, 20_000, seed=3, **WORLD, max_attempts=11)
@@ -415,6 +444,16 @@ def distil() -> Run:
         teacher=Teacher(run="runs/countdown_tiny"),
     )
     return replace(config(), name="countdown_tiny_distil", stages=(base(), stage))
+
+
+def distil_top_k() -> Run:
+    """The same from the teacher's eight likeliest tokens at each place, and what is left in all."""
+    run = distil()
+    base, stage = run.stages
+    assert isinstance(stage, Supervised)
+    divergence = partial(distillation.top_k, k=8)
+    stages = base, replace(stage, divergence=divergence)
+    return replace(run, name="countdown_tiny_distil_top_k", stages=stages)
 
 
 def on_policy() -> Run:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePath
 from types import FunctionType, ModuleType, UnionType
 from typing import Any, Literal, Optional, Union, get_args, get_origin
 
-from r1jax.schedules import Schedule
+from r1jax.schedules import Adaptive, Schedule
 
 PACKAGE = Path(__file__).parent
 CONFIG_MODULE = "r1jax_config_file"  # the module name under which a config file runs
@@ -243,7 +243,7 @@ def _plain(kind: Any) -> Any:
     if kind is Callable or origin is Callable:
         return Callable
     if getattr(kind, "__module__", None) == "jaxtyping":
-        return Schedule
+        return Schedule | Adaptive
     known = origin is Literal or kind in (bool, float, int, str, None, type(None))
     return kind if known else Any
 
@@ -306,7 +306,7 @@ def _annotation(node: ast.expr | None, module: str) -> Any:
         case ast.Subscript(value=ast.Name(id="Callable")):
             return Callable
         case ast.Subscript(value=ast.Name(id="Float")):
-            return Schedule  # what a program can be given anew at each step
+            return Schedule | Adaptive  # what a program can be given anew at each step
         case ast.Subscript(value=ast.Name(id="Optional"), slice=item):
             return Optional[_annotation(item, module)]  # noqa: UP045
         case ast.Subscript(value=ast.Name(id="Literal"), slice=item):

@@ -35,7 +35,7 @@ from r1jax.loops.run import Context, Scorer, Stopped, stream_key
 from r1jax.models import decoder, hf, hf_config
 from r1jax.reward_model import RewardModel, opened
 from r1jax.rewards.pool import Pool, open_pool
-from r1jax.rewards.weighted import known_accuracy, score_many
+from r1jax.rewards.weighted import known_accuracy, part_names, score_many
 from r1jax.settings import FIRST, Build, Built, Compare, Mesh, Sampled, Trained
 from r1jax.types import Params
 
@@ -221,6 +221,7 @@ def open_scorer(
             reward=partial(score_many, reward, each=pool.map),
             each=pool.map,
             accuracy=known_accuracy(reward, task.accuracy),
+            parts=part_names(reward),
             # Without workers nothing can be given up, and there is nothing to count.
             given_up=partial(given_up, pool) if workers else dict,
         )

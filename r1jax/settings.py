@@ -5,10 +5,9 @@ A config file is a function that returns a `Run` (see `r1jax.config`). Settings 
 and functions; no array and no part of JAX is needed to build, check or print them.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from r1jax.architecture import Attention as Attention
 from r1jax.architecture import Decoder as Decoder
@@ -19,11 +18,11 @@ from r1jax.architecture import Llama3Rope as Llama3Rope
 from r1jax.architecture import Mlp as Mlp
 from r1jax.architecture import Yarn as Yarn
 from r1jax.architecture import dense as dense
-from r1jax.schedules import Schedule, bounds
+from r1jax.schedules import Schedule, adaptive, bounds
+from r1jax.schedules import inside as inside
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
-T = TypeVar("T")
 
 # --------------------------------------------------------------------------- machine
 
@@ -316,6 +315,10 @@ class Reinforce:
                 )
         if self.teacher is not None and self.reference != "none":
             raise ValueError("a teacher takes the reference's place: reference must be none")
+        if adaptive(self) is not None and self.reference == "none" and self.teacher is None:
+            raise ValueError(
+                "an adaptive weight follows the KL to a reference: reference must not be none"
+            )
         if self.critic is not None and self.critic.warmup >= self.steps:
             raise ValueError(
                 f"critic.warmup must be less than steps, got {self.critic.warmup} of {self.steps}"
@@ -471,22 +474,6 @@ def evaluation_of(stage: Stage) -> Evaluation | None:
         reward_workers=stage.reward_workers,
         reward_seconds=stage.reward_seconds,
     )
-
-
-def inside(value: Any, kind: type[T]) -> Iterator[T]:
-    """Every `kind` in a setting: in records, in tuples and mappings, in arguments of a partial."""
-    if isinstance(value, kind):
-        yield value
-    elif isinstance(value, partial):
-        yield from inside(value.args, kind)
-        yield from inside(value.keywords, kind)
-    elif isinstance(value, Mapping):
-        yield from inside(tuple(value.values()), kind)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from inside(item, kind)
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from inside([getattr(value, one.name) for one in fields(value)], kind)
 
 
 def _check_parts(model: Decoder, stage: Trained) -> None:

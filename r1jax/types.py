@@ -46,6 +46,7 @@ class Rollout(struct.PyTreeNode, kw_only=True):
     decode_steps: Int[Array, ""]
     slot_steps: Int[Array, ""]  # slots decoded, summed over the steps
     reward: Float[Array, " B"] | None = None  # nan: could not be judged
+    parts: Float[Array, "B S"] | None = None  # of a weighted reward, before their weights, in order
     logp_old: Float[Array, "B A"] | None = None  # the trainer's, before the first update
     logp_ref: Float[Array, "B A"] | None = None  # the frozen model's, or a teacher's
     entropy: Float[Array, "B A"] | None = None  # of the policy that `logp_old` is of
@@ -101,4 +102,5 @@ class TrainState(struct.PyTreeNode, kw_only=True):
     params: Params
     opt_state: Any
     reference: Params | None = None  # frozen weights of the KL term; a critic's first ones
+    kl_weight: Float[Array, ""] | None = None  # of the next step, where it is adaptive
     critic: "TrainState | None" = None  # of a network beside the policy

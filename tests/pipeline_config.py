@@ -8,7 +8,8 @@ SFT begins with the base again, RL with problems that the base got right now and
 from dataclasses import replace
 from functools import partial
 
-from r1jax.algos.advantages import grpo
+from r1jax.algos.advantages import by_source
+from r1jax.algos.kl import k3
 from r1jax.algos.losses import cross_entropy, policy_loss
 from r1jax.algos.preferences import pairwise_loss
 from r1jax.algos.weights import sequence_mean, token_mean
@@ -19,6 +20,7 @@ from r1jax.data.tokenizer import tiny
 from r1jax.models import heads
 from r1jax.reward_model import RewardModel, scores
 from r1jax.rewards.weighted import Batched, weighted
+from r1jax.schedules import Adaptive
 from r1jax.settings import (
     Build,
     Built,
@@ -150,12 +152,19 @@ def config() -> Run:
                         ),
                     ),
                 ),
-                advantage=grpo,
-                loss=partial(policy_loss, clip_low=0.2, clip_high=0.2),
+                advantage=partial(by_source, weight=(1.0, 0.1)),
+                loss=partial(
+                    policy_loss,
+                    clip_low=0.2,
+                    clip_high=0.2,
+                    kl=k3,
+                    kl_weight=Adaptive(first=0.1, target=0.001),
+                ),
                 weight=token_mean,
                 optimizer=partial(adamw, learning_rate=1e-3),
                 row_length=32,
                 micro_rows=4,
+                reference="start",
                 evaluate_every=3,
                 evaluate_rows=8,
                 checkpoints=Checkpoints(every=1),

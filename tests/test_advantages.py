@@ -307,6 +307,50 @@ def test_a_source_that_could_not_judge_an_answer_leaves_out_only_itself():
     np.testing.assert_allclose(got, [1.0, -0.5 - 2, -0.5 + 2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("whitened", [True, False])
+def test_gdpo_normalises_each_part_in_its_group_and_then_the_sum_over_the_batch(whitened):
+    rng = np.random.default_rng(10)
+    parts = rng.normal(size=(12, 2)).astype(np.float32) * np.array([1, 100], np.float32)
+    rollout = make_rollout(rng, parts=parts)
+    got = advantages.by_source(rollout, weight=(2.0, 0.5), whitened=whitened)
+    total = sum(
+        w * np.array(paper_advantages(parts[:, s], 4, True, 1, 1e-6))
+        for s, w in enumerate((2.0, 0.5))
+    )
+    if whitened:
+        total = (total - total.mean()) / (total.std(ddof=1) + 1e-6)
+    for i, length in enumerate(lengths_of(rollout)):
+        np.testing.assert_allclose(got[i, :length], total[i], rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(got[i, length:], 0)
+
+
+def test_a_part_that_was_not_judged_leaves_an_answer_to_its_other_parts():
+    nan = float("nan")
+    parts = np.array([[1, nan], [0, 2], [0, 4], [1, 3], [1, 3], [nan, nan]], np.float32)
+    rollout = make_rollout(np.random.default_rng(11), prompts=2, group=3, parts=parts)
+    compare = {"compare": groups.leave_one_out, "whitened": False}
+    got = advantages.by_source(rollout, weight=(1.0, 1.0), **compare)[:, 0]
+    # As PRIME has it: each less the mean of the others that have the part. The second group's
+    # parts are equal, and its last answer has none.
+    np.testing.assert_allclose(got, [1.0, -0.5 - 2, -0.5 + 2, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(got[3:], 0)
+    whitened = advantages.by_source(
+        rollout, weight=(1.0, 1.0), compare=groups.leave_one_out, whitened=True
+    )[:, 0]
+    # The mean of the five that were judged is 0: by hand, their squares are 1, 6.25, 2.25, 0, 0.
+    np.testing.assert_allclose(whitened, got / (math.sqrt(9.5 / 4) + 1e-6), rtol=1e-5)
+    np.testing.assert_array_equal(whitened[3:], 0)
+
+
+def test_parts_are_needed_and_a_weight_for_each():
+    rollout = make_rollout(np.random.default_rng(12))
+    with pytest.raises(ValueError, match="got parts=None"):
+        advantages.by_source(rollout, weight=(1.0,))
+    rollout = replace(rollout, parts=np.zeros((12, 2), np.float32))
+    with pytest.raises(ValueError, match="need a weight for each source, got 1 for 2"):
+        advantages.by_source(rollout, weight=(1.0,))
+
+
 def test_token_rewards_are_compared_with_the_mean_token_of_the_other_answers():
     rollout = make_rollout(np.random.default_rng(9))
     reward = np.asarray(rollout.logp_ref, np.float64)

@@ -398,7 +398,8 @@ def test_an_override_that_cannot_be_says_what_was_needed(file, override, message
         (
             "clip_high=0.28",
             'clip_high="0.28"',
-            'sample.py: rl.loss.clip_high needs float or Steps or Linear or Cosine, got "0.28"',
+            "sample.py: rl.loss.clip_high needs float or Steps or Linear or Cosine or "
+            'Adaptive, got "0.28"',
         ),
         (
             "=partial(constant_budget, budget=64)",

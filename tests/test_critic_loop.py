@@ -14,7 +14,7 @@ import pytest
 
 from r1jax import checkpoint, config, metrics, settings, sharding
 from r1jax.algos import advantages, critics, losses, weights
-from r1jax.algos.kl import k1
+from r1jax.algos.kl import k1, k3
 from r1jax.data.tokenizer import tiny
 from r1jax.loops import learning, rl
 from r1jax.loops.batches import pack_answers
@@ -22,6 +22,7 @@ from r1jax.loops.run import Context, Scorer
 from r1jax.loops.step import make_critic_objective, make_objective, make_score
 from r1jax.models import decoder, heads
 from r1jax.rewards.weighted import one_by_one, score_many
+from r1jax.schedules import Adaptive, Steps
 from r1jax.state import adamw
 from r1jax.types import Batch, Rollout, TrainState
 
@@ -49,6 +50,10 @@ PRM = settings.Critic(
     optimizer=partial(adamw, learning_rate=1e-2),
     reference=True,
 )
+
+
+RULE = Adaptive(first=0.1, target=0.02)
+PENALTY = {"kl": k1, "kl_weight": RULE}
 
 
 def a_rollout() -> Rollout:
@@ -208,6 +213,49 @@ def test_an_answer_that_was_not_judged_teaches_a_critic_nothing() -> None:
     assert sorted(np.asarray(batch.weight)[np.asarray(batch.mask)]) == [0, *[0.125] * 4, 0.25]
 
 
+def test_an_adaptive_weight_is_that_of_the_state_in_reward_target_and_loss() -> None:
+    rollout = a_rollout().replace(
+        logp_ref=np.asarray([[-2.5, -1], [-2.25, 9], [-2, 9], [-3, -2]], np.float32),
+        value=np.zeros((4, 2), np.float32),
+    )
+    seen = []
+
+    def update(state: Any, batches: list[Batch], **numbers: Any) -> tuple[Any, dict]:
+        seen.append((batches[0], numbers))
+        return state, {"loss": jnp.float32(0)}
+
+    cfg = replace(
+        CFG,
+        critic=replace(VALUES, target=partial(advantages.value_targets, **PENALTY), warmup=0),
+        advantage=partial(advantages.ppo, **PENALTY),
+        loss=partial(losses.policy_loss, kl=k3, kl_weight=RULE),
+        reference="start",
+    )
+    critic = TrainState(step=jnp.int32(0), params=None, opt_state=())
+    state = critic.replace(critic=critic, kl_weight=jnp.float32(0.5))
+    context = make_context(Path(), sharding.make_mesh(RUN.mesh))
+    said = {"value_old": np.zeros((4, 2), np.float32)}
+    learner = learning.Learner(
+        logp_of=nothing, update=update, score=None, update_critic=update, adaptive=RULE
+    )
+    state, values = learning.improve(cfg, context, rollout, said, state, learner, 1)
+    (lesson, _), (batch, numbers) = seen
+    plain = {"kl": k1, "kl_weight": 0.5}
+    for got, expected in (
+        (lesson.target, advantages.value_targets(rollout, **plain)),
+        (batch.advantage, advantages.ppo(rollout, **plain)),
+    ):
+        mask = np.asarray(advantages.answer_mask(rollout))
+        np.testing.assert_array_equal(np.sort(got[batch.mask]), np.sort(expected[mask]))
+    assert numbers["kl_weight"] == values["kl_weight"] == 0.5
+    # Log-ratios of the six tokens: what stands after an answer's end is none of them.
+    kl = (0.5 - 1 + 0.25 + 0 + 1 + 0) / 6
+    assert values["kl_rollout"] == pytest.approx(kl, abs=1e-7)
+    assert float(state.kl_weight) == np.float32(
+        0.5 * 1.02
+    )  # six times the target: as far as it goes
+
+
 # --------------------------------------------------------------------------- identities
 
 
@@ -296,8 +344,10 @@ def stage() -> settings.Reinforce:
     return replace(
         CFG,
         steps=3,
-        critic=VALUES,
-        advantage=advantages.ppo,
+        critic=replace(VALUES, target=partial(advantages.value_targets, **PENALTY)),
+        advantage=partial(advantages.ppo, **PENALTY),
+        loss=partial(losses.policy_loss, kl=k3, kl_weight=RULE),
+        reference="start",
         minibatches=2,
         evaluate_every=9,
         checkpoints=settings.Checkpoints(every=1, keep=9),
@@ -338,6 +388,45 @@ def test_in_the_warm_up_the_critic_learns_and_the_policy_stays(
     assert np.any(one["['critic'].params['embed']"] != first["embed"])
     assert np.any(two["['params']['embed']"] != first["embed"])
     assert (int(one["['step']"]), int(one["['critic'].step"])) == (0, 2)
+
+
+def test_an_adaptive_weight_moves_with_each_rollout_and_waits_for_the_policy(
+    straight: Path, stage: settings.Reinforce
+) -> None:
+    rows = [row for row in metrics.read(straight) if "kl_weight" in row]
+    weights, kls = ([row[name] for row in rows] for name in ("kl_weight", "kl_rollout"))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    # In step 1 the policy waits, so that the rollout of step 2 is of the reference itself.
+    first = float(np.float32(0.1))
+    assert weights == [first, first, float(np.float32(first * 0.98))]
+    assert abs(kls[0]) < 1e-5 and abs(kls[1]) < 1e-5 and abs(kls[2]) > 1e-4
+    error = np.clip(kls[2] / 0.02 - 1, -0.2, 0.2)
+    last = saved(straight, stage, 3)["['kl_weight']"]
+    assert last.dtype == np.float32 and last == np.float32(weights[2] * (1 + 0.1 * error))
+
+
+def test_a_part_of_the_reward_can_have_all_of_the_advantage() -> None:
+    # The first part tells answers apart, the second gives all of them the same.
+    parts = np.asarray([[1, 1], [0, 1], [0, 1], [1, 1]], np.float32)
+    rollout = a_rollout().replace(reward=parts.sum(axis=1), parts=parts)
+    first = Steps(values=(0.0, 1.0), starts=(2,))
+    cfg = replace(
+        CFG,
+        steps=2,
+        advantage=partial(advantages.by_source, weight=(first, 1.0)),
+        weight=weights.token_mean,
+        row_length=24,
+    )
+    mesh = sharding.make_mesh(RUN.mesh)
+    with jax.set_mesh(mesh):
+        context = make_context(Path(), mesh)
+        params = sharding.init(decoder.leaves(RUN.model), jax.random.key(3), mesh)
+        learner, state = learning.begin(cfg, context, params)
+        norms = []
+        for step in (1, 2):
+            state, values = learning.improve(cfg, context, rollout, {}, state, learner, step)
+            norms.append(values["grad_norm"])
+    assert norms[0] == 0 and norms[1] > 0
 
 
 def test_a_run_with_a_critic_goes_on_with_the_same_bits(

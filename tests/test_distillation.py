@@ -96,3 +96,63 @@ def test_half_precision_logits_are_compared_in_float32():
 def test_a_mixture_of_one_model_only_is_refused(beta):
     with pytest.raises(ValueError, match="beta must be between 0 and 1"):
         distillation.jensen_shannon(jnp.asarray(STUDENT), jnp.asarray(TEACHER), beta=beta)
+
+
+def with_rest(p, q, k):
+    """Two distributions over the k likeliest tokens of p and the sum of all others."""
+    both = np.zeros((2, *p.shape[:-1], k + 1))
+    for place in np.ndindex(p.shape[:-1]):
+        best = sorted(range(p.shape[-1]), key=lambda token: -p[place][token])
+        for i, x in enumerate((p[place], q[place])):
+            both[i][place] = [*x[best[:k]], sum(x[token] for token in best[k:])]
+    return both
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_top_k_is_the_divergence_of_the_teachers_likeliest_tokens_and_one_rest(k, temperature):
+    p, q = probabilities(TEACHER, temperature), probabilities(STUDENT, temperature)
+    a, b = with_rest(p, q, k)
+    mix = (a + b) / 2
+    expected = {
+        distillation.forward_kl: definition(a, b),
+        distillation.reverse_kl: definition(b, a),
+        distillation.jensen_shannon: (definition(a, mix) + definition(b, mix)) / 2,
+    }
+    args = jnp.asarray(STUDENT), jnp.asarray(TEACHER)
+    for function, value in expected.items():
+        got = distillation.top_k(*args, k=k, of=function, temperature=temperature)
+        np.testing.assert_allclose(got, value, rtol=2e-5, atol=1e-6)
+        whole = function(*args, temperature=temperature)
+        assert np.all(got <= whole + 1e-6)
+        assert np.allclose(got, whole, rtol=2e-5, atol=1e-6) == (k == 6)  # the rest is one token
+
+
+def test_the_gradient_of_top_k_moves_the_rest_as_one():
+    k = 3
+    slope = jax.grad(lambda x: distillation.top_k(x, jnp.asarray(TEACHER), k=k).sum())
+    p, q = probabilities(TEACHER), probabilities(STUDENT)
+    chosen = p >= np.sort(p, axis=-1)[..., -k, None]
+    rest = [np.where(chosen, 0, x).sum(-1, keepdims=True) for x in (p, q)]
+    expected = q - np.where(chosen, p, q * rest[0] / rest[1])
+    np.testing.assert_allclose(slope(jnp.asarray(STUDENT)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_that_gives_nothing_to_the_rest_takes_it_from_the_student():
+    k = 3
+    p, q = probabilities(TEACHER), probabilities(STUDENT)
+    chosen = p >= np.sort(p, axis=-1)[..., -k, None]
+    stored = jnp.where(chosen, TEACHER, -jnp.inf)  # all that was kept of it
+    value, slope = jax.value_and_grad(lambda x: distillation.top_k(x, stored, k=k).sum())(
+        jnp.asarray(STUDENT)
+    )
+    p = np.where(chosen, p, 0) / np.where(chosen, p, 0).sum(-1, keepdims=True)
+    gap = np.where(chosen, p * np.log(np.where(chosen, p, 1) / q), 0)
+    np.testing.assert_allclose(value, gap.sum(), rtol=1e-5)
+    np.testing.assert_allclose(slope, q - p, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 7])
+def test_a_k_that_leaves_no_rest_or_nothing_else_is_refused(k):
+    with pytest.raises(ValueError, match=rf"k must be in \[1, 7\), .* got {k}"):
+        distillation.top_k(jnp.asarray(STUDENT), jnp.asarray(TEACHER), k=k)

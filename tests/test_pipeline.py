@@ -221,6 +221,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_bits(straight: Path, tmp_pa
     )
     assert codes == [-9] * 8
     assert weights(out) == weights(straight)
+    assert "rl['kl_weight']" in weights(out)
     assert data(out) == data(straight)
     assert logs(out) == logs(straight)
 

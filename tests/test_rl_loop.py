@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from r1jax import config, metrics, monitors, schedules, settings, sharding
+from r1jax.algos.kl import k3
 from r1jax.algos.losses import policy_loss
 from r1jax.algos.selection import has_signal
 from r1jax.data.tokenizer import tiny
@@ -19,7 +20,7 @@ from r1jax.loops.step import make_objective, make_update
 from r1jax.models import decoder
 from r1jax.rewards import length, prose
 from r1jax.rewards.pool import open_pool
-from r1jax.rewards.weighted import known_accuracy, score_many, weighted
+from r1jax.rewards.weighted import known_accuracy, part_names, score_many, weighted
 from r1jax.state import adamw, init_state
 from r1jax.types import Batch, Rollout
 
@@ -133,6 +134,30 @@ def test_the_weight_of_a_reward_is_that_of_the_step(context: Context) -> None:
         np.testing.assert_array_equal(found.rollout.reward, [0, weight, 0, weight])
     with pytest.raises(ValueError, match="the weight of long is a schedule"):
         reward({"num_tokens": 2}, "a")
+
+
+def test_an_advantage_sees_the_parts_of_a_reward_in_their_order(context: Context) -> None:
+    judged = lambda row, answer: None if row["number"] == 16 else 0.5  # noqa: E731
+    reward = weighted(long=(1.0, long), judged=(9.0, judged))
+    task = dataclasses.replace(CFG.task, accuracy=long, observe=None)
+    cfg = dataclasses.replace(CFG, prompts=2, task=task, rounds=4, select=has_signal)
+    row = lambda i: {"number": i, "second": 2 - i % 2}  # noqa: E731
+    scorer = dataclasses.replace(
+        SCORER, reward=partial(score_many, reward), parts=part_names(reward)
+    )
+    found = rl.collect_answers(cfg, context, None, row, one_word, scorer, step=3)
+    # Of prompt 16 no reward is known, and odd ones have no signal.
+    assert [row["number"] for row in found.rows] == [18, 20]
+    np.testing.assert_array_equal(found.rollout.parts, [[0, 0.5], [1, 0.5]] * 2)
+    again = rl.collect_answers(
+        dataclasses.replace(cfg, rounds=1, select=None), context, None, row, one_word, scorer, 9
+    )
+    nan = float("nan")
+    assert [row["number"] for row in again.rows] == [16, 17]
+    np.testing.assert_array_equal(again.rollout.parts, [[0, nan], [1, nan], [0, 0.5], [0, 0.5]])
+    alone = dataclasses.replace(SCORER, parts=part_names(long))
+    plain = rl.collect_answers(cfg, context, None, row, one_word, alone, step=3)
+    assert plain.rollout.parts is None
 
 
 def test_temperature_and_longest_answer_are_those_of_the_step() -> None:
@@ -254,7 +279,12 @@ def test_values_that_were_given_up_are_counted_for_each_step(context: Context) -
 
 
 def test_a_scheduled_number_reaches_the_loss_and_compiles_nothing_anew() -> None:
-    loss = partial(policy_loss, entropy_weight=schedules.Linear(first=0.0, last=1.0, end=3))
+    loss = partial(
+        policy_loss,
+        entropy_weight=schedules.Linear(first=0.0, last=1.0, end=3),
+        kl=k3,
+        kl_weight=schedules.Adaptive(first=0.1, target=0.02),
+    )
     params = sharding.init(decoder.leaves(RUN.model), jax.random.key(0))
     traced = []
 
@@ -274,15 +304,19 @@ def test_a_scheduled_number_reaches_the_loss_and_compiles_nothing_anew() -> None
         num_tokens=np.float32(5),
         advantage=np.zeros((1, 8), np.float32),
         logp_rollout=np.full((1, 8), -4.0, np.float32),
+        logp_ref=np.full((1, 8), -3.0, np.float32),
     )
     state = init_state(params, optimizer)
     losses = []
     for step in (1, 2, 3):
         before = len(traced)
-        state, measured = update(state, [batch], **schedules.arguments(loss, step))
-        losses.append((float(measured["loss"]), float(measured["entropy"])))
+        numbers = schedules.arguments(loss, step, adapted=0.25 * step)
+        state, measured = update(state, [batch], **numbers)
+        losses.append([float(measured[name]) for name in ("loss", "entropy", "kl")])
         assert step == 1 or len(traced) == before
-    assert traced[0] == ["entropy_weight"]
-    # Advantages are 0, so the loss is the entropy's term alone: its weight is 0, 1/2 and 1.
-    for (value, entropy), weight in zip(losses, (0.0, 0.5, 1.0), strict=True):
-        np.testing.assert_allclose(value, -weight * entropy, rtol=1e-5, atol=1e-7)
+    assert traced[0] == ["entropy_weight", "kl_weight"]
+    # Advantages are 0, so the loss is the terms of the entropy, its weight being 0, 1/2 and 1, and
+    # of the KL.
+    for step, (value, entropy, kl) in enumerate(losses):
+        expected = 0.25 * (step + 1) * kl - 0.5 * step * entropy
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)

@@ -77,12 +77,14 @@ def make_context(folder: Path, mesh: jax.sharding.Mesh) -> Context:
     )
 
 
-def train(folder: Path, cfg: settings.Supervised) -> list[dict[str, Any]]:
+def train(
+    folder: Path, cfg: settings.Supervised, teacher: objectives.Teacher | None = None
+) -> list[dict[str, Any]]:
     """Trains in `folder`, or goes on there; gives the rows of its log."""
     mesh = one_device()
     with jax.set_mesh(mesh):
         params = sharding.init(decoder.leaves(RUN.model), jax.random.key(0), mesh)
-        left = supervised.train(cfg, make_context(folder, mesh), params)
+        left = supervised.train(cfg, make_context(folder, mesh), params, teacher=teacher)
     assert left.keys() == params.keys()  # without a head
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -194,6 +196,37 @@ def test_the_loss_of_a_divergence_is_the_mean_over_answers_of_whole_distribution
     gap = (np.exp(p) * (p - q)).sum(axis=-1)[np.asarray(batch.mask)[:, 1:]]
     assert value == pytest.approx(gap.mean(), rel=1e-4) and value > 1e-3
     assert found["loss"] == value
+
+
+def test_a_student_learns_from_a_teachers_likeliest_tokens(tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "answer": row["chosen"]} for row in made_up(8)]
+    cfg = replace(
+        CFG,
+        source=lambda: rows,
+        texts=None,
+        steps=6,
+        row_length=24,
+        head=None,
+        loss=distillation.distillation_loss,
+        divergence=partial(distillation.top_k, k=3),
+        teacher=settings.Teacher(run="another"),
+        checkpoints=settings.Checkpoints(every=6),
+    )
+    own, theirs = (
+        sharding.init(decoder.leaves(RUN.model), jax.random.key(i), one_device()) for i in (0, 1)
+    )
+    theirs = jax.tree.map(lambda w: 4 * w, theirs)  # sure of itself
+    log = train(tmp_path, cfg, objectives.Teacher(RUN.model, theirs))
+    with jax.set_mesh(one_device()):
+        first = supervised.make_stream(cfg, make_context(tmp_path, one_device())).batch(0)
+    rows = first["tokens"], first["position"], first["segment"]
+    q, p = (np.exp(log_probs(RUN.model, params, *rows)[:, :-1]) for params in (own, theirs))
+    best = np.argsort(-p, axis=-1)[..., :3]
+    q, p = (np.take_along_axis(x, best, axis=-1) for x in (q, p))
+    q, p = (np.concatenate([x, 1 - x.sum(axis=-1, keepdims=True)], axis=-1) for x in (q, p))
+    gap = (p * np.log(p / q)).sum(axis=-1)[first["mask"][:, 1:]]
+    assert log[0]["loss"] == pytest.approx(gap.mean(), rel=1e-4)
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
 
 
 def test_in_reinforcement_learning_a_teacher_says_how_likely_it_finds_the_samples(

@@ -2,11 +2,13 @@
 
 An advantage function takes a `Rollout` whose rewards are known and gives [B, A]. Most compare an
 answer with the other answers to its prompt, and need no critic; `ppo` needs `rollout.value`,
-`prime` needs `rollout.process`, and `on_policy_distillation` a teacher's `rollout.logp_ref`.
+`prime` needs `rollout.process`, `by_source` the `rollout.parts` of a weighted reward, and
+`on_policy_distillation` a teacher's `rollout.logp_ref`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from r1jax.algos.groups import (
     group_advantages,
     leave_one_out,
     leave_one_out_tokens,
+    over_sources,
     pass_at_k_advantages,
     reinforce_baseline,
     whiten,
@@ -26,6 +29,8 @@ from r1jax.types import Rollout
 
 Kl = Callable[[Float[Array, "B A"], Float[Array, "B A"]], Float[Array, "B A"]]
 Advantage = Callable[[Rollout], Float[Array, "B A"]]
+Compare = Callable[..., Float[Array, " B"]]  # (reward, group=...) -> [B]
+Number = float | Float[Array, ""]
 
 
 def grpo(
@@ -34,7 +39,7 @@ def grpo(
     scale: bool = True,
     ddof: int = 1,
     kl: Kl | None = None,
-    kl_weight: float = 0.0,
+    kl_weight: Number = 0.0,
 ) -> Float[Array, "B A"]:
     """`group_advantages` of the rewards, the same for all tokens of an answer and 0 after it.
 
@@ -50,14 +55,14 @@ def grpo(
     return per_token(advantage, rollout)
 
 
-def rloo(rollout: Rollout, *, kl: Kl | None = None, kl_weight: float = 0.0) -> Float[Array, "B A"]:
+def rloo(rollout: Rollout, *, kl: Kl | None = None, kl_weight: Number = 0.0) -> Float[Array, "B A"]:
     """`leave_one_out` of the rewards for all tokens of an answer; `kl` as in `grpo`."""
     reward = penalised_reward(rollout, kl=kl, kl_weight=kl_weight)
     return per_token(leave_one_out(reward, group=_group_size(rollout)), rollout)
 
 
 def batch_scaled(
-    rollout: Rollout, *, ddof: int = 1, kl: Kl | None = None, kl_weight: float = 0.0
+    rollout: Rollout, *, ddof: int = 1, kl: Kl | None = None, kl_weight: Number = 0.0
 ) -> Float[Array, "B A"]:
     """`batch_advantages` of the rewards for all tokens of an answer; `kl` as in `grpo`."""
     reward = penalised_reward(rollout, kl=kl, kl_weight=kl_weight)
@@ -71,8 +76,38 @@ def pass_at_k(rollout: Rollout, *, k: int, right: float = 1.0) -> Float[Array, "
     return per_token(pass_at_k_advantages(reward, group=group, k=k, right=right), rollout)
 
 
+def by_source(
+    rollout: Rollout,
+    *,
+    weight: Sequence[float],
+    compare: Compare = group_advantages,
+    whitened: bool = True,
+) -> Float[Array, "B A"]:
+    """`over_sources` of the parts of the reward, for all tokens of an answer: GDPO.
+
+    weight[s] is of the part that is term s of `rewards.weighted`, whose own weights are not read.
+    `compare` is one of `r1jax.algos.groups`, made for one reward: the default brings each part to
+    one scale within its group, `leave_one_out` leaves each its own. With `whitened` the sums are
+    then divided by their deviation over the batch. An answer has the advantage of the parts that
+    could be judged; one without any is compared with by none and gets 0.
+
+    Raises:
+      ValueError: the rollout has no parts, there are not as many weights, or as `compare`.
+
+    Source: GDPO, arXiv:2601.05242; with `leave_one_out` and not whitened PRIME's, arXiv:2502.01456.
+    """
+    if rollout.parts is None:
+        raise ValueError("by_source needs the parts of a weighted reward, got parts=None")
+    parts, group = jnp.asarray(rollout.parts), _group_size(rollout)
+    total = over_sources(parts, weight=weight, advantage=partial(compare, group=group))
+    if whitened:
+        judged = ~jnp.isnan(parts).all(axis=1)
+        total = reinforce_baseline(jnp.where(judged, total, jnp.nan), group=group)
+    return per_token(total, rollout)
+
+
 def monte_carlo(
-    rollout: Rollout, *, gamma: float = 1.0, kl: Kl | None = None, kl_weight: float = 0.0
+    rollout: Rollout, *, gamma: float = 1.0, kl: Kl | None = None, kl_weight: Number = 0.0
 ) -> Float[Array, "B A"]:
     """The return of `token_rewards` from each token on, with nothing taken off: REINFORCE.
 
@@ -83,7 +118,7 @@ def monte_carlo(
 
 
 def reinforce_plus_plus(
-    rollout: Rollout, *, gamma: float = 1.0, kl: Kl | None = None, kl_weight: float = 0.0
+    rollout: Rollout, *, gamma: float = 1.0, kl: Kl | None = None, kl_weight: Number = 0.0
 ) -> Float[Array, "B A"]:
     """`monte_carlo`, whitened over all tokens of the rollout: no groups are needed.
 
@@ -97,7 +132,7 @@ def reinforce_plus_plus(
 
 
 def reinforce_plus_plus_baseline(
-    rollout: Rollout, *, kl: Kl | None = None, kl_weight: float = 0.0
+    rollout: Rollout, *, kl: Kl | None = None, kl_weight: Number = 0.0
 ) -> Float[Array, "B A"]:
     """`reinforce_baseline` of the rewards for all tokens of an answer; `kl` as in `grpo`.
 
@@ -113,7 +148,7 @@ def ppo(
     gamma: float = 1.0,
     lam: float = 1.0,
     kl: Kl | None = None,
-    kl_weight: float = 0.0,
+    kl_weight: Number = 0.0,
     whitened: bool = True,
 ) -> Float[Array, "B A"]:
     """GAE of `token_rewards` with the critic's `rollout.value`, whitened over all tokens.
@@ -133,7 +168,7 @@ def value_targets(
     gamma: float = 1.0,
     lam: float = 1.0,
     kl: Kl | None = None,
-    kl_weight: float = 0.0,
+    kl_weight: Number = 0.0,
 ) -> Float[Array, "B A"]:
     """The returns that a critic is to learn, of the same settings as `ppo`.
 
@@ -147,8 +182,8 @@ def value_targets(
 def prime(
     rollout: Rollout,
     *,
-    process_weight: float = 1.0,
-    outcome_weight: float = 1.0,
+    process_weight: Number = 1.0,
+    outcome_weight: Number = 1.0,
     gamma: float = 1.0,
     scaled: bool = True,
     whitened: bool = True,
@@ -242,7 +277,7 @@ def overlong_penalty(
 
 
 def token_rewards(
-    rollout: Rollout, *, kl: Kl | None = None, kl_weight: float = 0.0
+    rollout: Rollout, *, kl: Kl | None = None, kl_weight: Number = 0.0
 ) -> tuple[Float[Array, "B A"], Bool[Array, "B A"]]:
     """The reward at each answer's last token, less kl_weight * the KL estimate at every token.
 
@@ -259,7 +294,7 @@ def token_rewards(
 
 
 def penalised_reward(
-    rollout: Rollout, *, kl: Kl | None = None, kl_weight: float = 0.0
+    rollout: Rollout, *, kl: Kl | None = None, kl_weight: Number = 0.0
 ) -> Float[Array, " B"]:
     """Rewards less kl_weight * the sum over an answer's tokens of kl(logp, logp_ref).
 
@@ -287,7 +322,7 @@ def answer_mask(rollout: Rollout) -> Bool[Array, "B A"]:
     return jnp.arange(rollout.answer.shape[1])[None, :] < rollout.answer_length[:, None]
 
 
-def _penalty(rollout: Rollout, kl: Kl | None, kl_weight: float) -> Float[Array, "B A"]:
+def _penalty(rollout: Rollout, kl: Kl | None, kl_weight: Number) -> Float[Array, "B A"]:
     """kl_weight * the KL estimate at the tokens of answers; 0 after them, and without `kl`."""
     if kl is None:
         if kl_weight:
@@ -305,7 +340,7 @@ def _policy_logp(rollout: Rollout) -> Float[Array, "B A"]:
 
 
 def _gae(
-    rollout: Rollout, *, gamma: float, lam: float, kl: Kl | None, kl_weight: float
+    rollout: Rollout, *, gamma: float, lam: float, kl: Kl | None, kl_weight: Number
 ) -> tuple[Float[Array, "B A"], Float[Array, "B A"], Bool[Array, "B A"]]:
     if rollout.value is None:
         raise ValueError("PPO's advantages need a critic, got value=None in the rollout")

@@ -2,7 +2,8 @@
 
 Functions of logits, one number per position, in nats. The logits of a batch are never stored: a
 loop computes some positions of both models at a time, takes their divergence, and hands all of
-them to `distillation_loss` as [B, T]. The vocabulary must be whole and the same in both.
+them to `distillation_loss` as [B, T]. The vocabulary must be whole and the same in both; `top_k`
+then looks at no more than a teacher shows that gives its likeliest tokens alone.
 
 On the teacher's texts, or given ones, this is distillation from logits; on the student's own
 samples it is on-policy distillation, which `advantages.on_policy_distillation` does without the
@@ -11,12 +12,16 @@ teacher's logits. Training on texts that the teacher wrote is `losses.cross_entr
 Source: Hinton et al., arXiv:1503.02531; GKD, arXiv:2306.13649.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from r1jax.algos.losses import Metrics, Scalar, weighted_sum
 from r1jax.types import Batch
+
+Divergence = Callable[..., Float[Array, "*P"]]
 
 
 def forward_kl(
@@ -64,6 +69,37 @@ def jensen_shannon(
     return beta * _kl(p, mix) + (1.0 - beta) * _kl(q, mix)
 
 
+def top_k(
+    student: Float[Array, "*P V"],
+    teacher: Float[Array, "*P V"],
+    *,
+    k: int,
+    of: Divergence = forward_kl,
+    temperature: float = 1.0,
+) -> Float[Array, "*P"]:
+    """The divergence `of`, where only the teacher's k likeliest tokens are told apart.
+
+    The rest of the vocabulary is one outcome more, in both models with the sum of its tokens'
+    probabilities. So the student learns how much to leave to the rest, and not how to share that
+    out: there it keeps its own proportions. (With the k made to sum to 1 instead, nothing would
+    hold the student's rest down.) It is never more than the divergence of the whole, and the same
+    where the rest is one token. Of tokens equally likely at the edge those of lower id are taken.
+    `temperature` is of the whole vocabulary's softmax, before the rest is summed.
+
+    Raises:
+      ValueError: `k` is not in [1, V).
+
+    Source: Tail-Aware Top-k OPD, arXiv:2608.14728, there of the reverse KL; that teachers cut to
+    their k without a rest are biased: arXiv:2503.16870.
+    """
+    vocabulary = teacher.shape[-1]
+    if not 1 <= k < vocabulary:
+        raise ValueError(f"k must be in [1, {vocabulary}), the vocabulary's size, got {k}")
+    p, q = _log_probs(teacher, temperature), _log_probs(student, temperature)
+    chosen = jax.lax.top_k(p, k)[1]
+    return of(_with_rest(q, chosen), _with_rest(p, chosen))
+
+
 def distillation_loss(divergence: Float[Array, "B T"], batch: Batch) -> tuple[Scalar, Metrics]:
     """The weighted sum of the divergences at the masked tokens. Metrics: `loss`.
 
@@ -71,6 +107,14 @@ def distillation_loss(divergence: Float[Array, "B T"], batch: Batch) -> tuple[Sc
     """
     loss = weighted_sum(divergence, batch)
     return loss, {"loss": loss}
+
+
+def _with_rest(logp: Float[Array, "*P V"], chosen: Int[Array, "*P k"]) -> Float[Array, "*P k+1"]:
+    """Log-probabilities of the chosen tokens and, last, of all the others together."""
+    taken = jnp.put_along_axis(jnp.zeros(logp.shape, bool), chosen, True, axis=-1, inplace=False)
+    # Not log(1 - sum): where the rest has next to nothing that has no correct digit.
+    rest = jax.nn.logsumexp(jnp.where(taken, -jnp.inf, logp), axis=-1, keepdims=True)
+    return jnp.concatenate([jnp.take_along_axis(logp, chosen, axis=-1), rest], axis=-1)
 
 
 def _log_probs(logits: Float[Array, "*P V"], temperature: float) -> Float[Array, "*P V"]:

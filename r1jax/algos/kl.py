@@ -43,21 +43,3 @@ def k3(logp: Float[Array, "..."], logp_ref: Float[Array, "..."]) -> Float[Array,
     gap = logp_ref - logp
     # Not exp(gap) - 1: where the two models nearly agree it has no correct digit left.
     return jnp.expm1(gap) - gap
-
-
-def adapted_weight(
-    weight: float, kl: float, *, target: float, gain: float = 0.1, bound: float = 0.2
-) -> float:
-    """The weight of the KL term for the next update, larger if `kl` came out above `target`.
-
-    weight * (1 + gain * clip(kl / target - 1, -bound, bound)): with the defaults it changes by at
-    most 2% an update. `kl` is in the unit of `target`: per token, or per answer as in the paper.
-
-    Raises:
-      ValueError: `target` is not above 0.
-
-    Source: Ziegler et al., arXiv:1909.08593, section 2.2, K = 0.1 and the clip at 0.2.
-    """
-    if not target > 0:
-        raise ValueError(f"target must be > 0 nats, got {target}")
-    return weight * (1 + gain * min(max(kl / target - 1, -bound), bound))

@@ -41,6 +41,7 @@ class Learner:
     score: Callable[[Params, Batch], jax.Array] | None
     update_critic: Update | None
     teacher_logp: Callable[..., tuple[jax.Array, jax.Array]] | None = None  # (batch, temperature)
+    adaptive: schedules.Adaptive | None = None  # what moves the weight of the KL term
 
 
 def begin(
@@ -66,6 +67,9 @@ def begin(
         own = init_state(copied, second, reference=critic.reference)
         state = state.replace(critic=own)
         update_critic = make_update(make_critic_objective(model, critic), second)
+    adaptive = schedules.adaptive(cfg)
+    if adaptive is not None:
+        state = with_kl_weight(state, adaptive.first)
     objective = make_objective(
         model, cfg.loss, critic=critic if shares else None, extra=cfg.auxiliary
     )
@@ -76,6 +80,7 @@ def begin(
         score=score,
         update_critic=update_critic,
         teacher_logp=None if teacher is None else partial(make_logp(teacher.model), teacher.params),
+        adaptive=adaptive,
     )
     return learner, state
 
@@ -153,15 +158,23 @@ def improve(
 ) -> tuple[TrainState, dict[str, float]]:
     """All updates on one rollout: of the critic, and then of the policy, if it is not to stay.
 
-    The advantages are of what the critic said before it learned from this rollout.
+    The advantages are of what the critic said before it learned from this rollout. An adaptive
+    weight of the KL term moves after the update that it was used in, by the KL of this rollout;
+    where the policy stays it does too.
     """
-    advantage = np.asarray(schedules.resolve(cfg.advantage, step)(rollout), np.float32)
+    weight = kl_weight_of(state)
+    advantage = schedules.resolve(cfg.advantage, step, adapted=weight)(rollout)
     mask = np.arange(rollout.answer.shape[1])[None] < rollout.answer_length[:, None]
-    fields = {"advantage": advantage, "logp_rollout": rollout.logp_rollout}
+    fields = {
+        "advantage": np.asarray(advantage, np.float32),
+        "logp_rollout": rollout.logp_rollout,
+    }
     for name in ("logp_old", "logp_ref"):
         if getattr(rollout, name) is not None:
             fields[name] = getattr(rollout, name)
     values: dict[str, float] = {}
+    if weight is not None:
+        values |= {"kl_weight": weight, "kl_rollout": kl_of(rollout)}
     if cfg.critic is not None:
         state, found, lesson = improve_critic(
             cfg, cfg.critic, context, rollout, said, state, learner, step
@@ -173,7 +186,7 @@ def improve(
             fields |= lesson
     numbers = {
         "temperature": temperature_at(cfg, step),
-        **schedules.arguments(cfg.loss, step),
+        **schedules.arguments(cfg.loss, step, adapted=weight),
     }
     state, found = learn(
         cfg,
@@ -187,6 +200,9 @@ def improve(
         numbers=numbers,
         step=step,
     )
+    if learner.adaptive is not None:
+        moved = learner.adaptive.after(values["kl_weight"], values["kl_rollout"])
+        state = with_kl_weight(state, moved)
     return state, values | found
 
 
@@ -202,7 +218,9 @@ def improve_critic(
 ) -> tuple[TrainState, dict[str, float], Fields]:
     """The state with the critic updated, unless it shares the policy's trunk; metrics; what it is
     to learn. A token whose target is nan gets no weight in its loss."""
-    target = np.asarray(schedules.resolve(critic.target, step)(rollout), np.float32)
+    weight = kl_weight_of(state)
+    target = schedules.resolve(critic.target, step, adapted=weight)(rollout)
+    target = np.asarray(target, np.float32)
     mask = np.arange(target.shape[1])[None] < rollout.answer_length[:, None]
     mask &= ~np.isnan(target)
     target = np.where(mask, target, 0.0)
@@ -222,7 +240,7 @@ def improve_critic(
         fields=lesson,
         mask=mask,
         weight=critic.weight or cfg.weight,
-        numbers=schedules.arguments(critic.loss, step),
+        numbers=schedules.arguments(critic.loss, step, adapted=weight),
         step=step,
     )
     return state.replace(critic=learned), values | found, lesson
@@ -274,6 +292,24 @@ def learn(
     if rate is not None:
         values["learning_rate"] = float(rate)
     return state, values
+
+
+def kl_weight_of(state: TrainState) -> float | None:
+    """The adaptive weight of the KL term in this step; None where it is none."""
+    return None if state.kl_weight is None else float(jax.device_get(state.kl_weight))
+
+
+def with_kl_weight(state: TrainState, weight: float) -> TrainState:
+    """The state with that adaptive weight, on all devices as the count of steps is."""
+    return state.replace(kl_weight=jax.device_put(np.float32(weight), state.step.sharding))
+
+
+def kl_of(rollout: Rollout) -> float:
+    """The KL to the reference that a rollout shows: the mean over its tokens of the log-ratio."""
+    assert rollout.logp_ref is not None
+    policy = rollout.logp_rollout if rollout.logp_old is None else rollout.logp_old
+    mask = np.arange(policy.shape[1])[None] < rollout.answer_length[:, None]
+    return float(np.mean(policy - rollout.logp_ref, dtype=np.float64, where=mask))
 
 
 def temperature_at(cfg: settings.Reinforce, step: int) -> float:

@@ -23,6 +23,7 @@ from r1jax.loops.scoring import (
     keep_groups,
     log_samples,
     means,
+    part_columns,
     score_answers,
     together,
 )
@@ -151,7 +152,8 @@ def collect_answers(
         rollout = to_host(sample(params, rows, index, key))
         sampled = time.monotonic()
         scored = score_answers(cfg.task, context.tokenizer, rollout, rows, scorer)
-        rollout = rollout.replace(reward=scored.reward)
+        parts = part_columns(scored.parts, scorer.parts)
+        rollout = rollout.replace(reward=scored.reward, parts=parts)
         timed["sample"] += sampled - began
         timed["score"] += time.monotonic() - sampled
         tokens += int(rollout.answer_length.sum())

@@ -25,12 +25,14 @@ class Scorer:
 
     `reward` gives each answer's reward and the parts it is made of; `each(function, rows, answers)`
     gives the function's value for each. `accuracy` reads the task's accuracy off the first; None:
-    it is not in it. `given_up` counts, by why, the values that were given up so far.
+    it is not in it. `parts` are the names of those that a reward can have, in order. `given_up`
+    counts, by why, the values that were given up so far.
     """
 
     reward: Callable[[Rows, Answers], Sequence[Judged]]
     each: Callable[[Callable[..., Any], Rows, Answers], Sequence[Any]]
     accuracy: Callable[[Judged], float | None] | None = None
+    parts: Sequence[str] = ()
     given_up: Callable[[], Mapping[str, int]] = dict
 
 

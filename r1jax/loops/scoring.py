@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from r1jax import metrics, settings
 from r1jax.loops.run import Scorer
@@ -68,6 +68,18 @@ def score_answers(
         accuracy=accuracy,
         seen=[{} if found is None else found for found in seen],
     )
+
+
+def part_columns(
+    parts: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> Float[np.ndarray, "B S"] | None:
+    """The parts of each answer's reward, one column for each name; None without names.
+
+    A part that could not be judged is nan.
+    """
+    if not names:
+        return None
+    return np.asarray([[one.get(name, np.nan) for name in names] for one in parts], np.float32)
 
 
 def keep_groups(scored: Scored, kept: Bool[np.ndarray, " N"]) -> Scored:

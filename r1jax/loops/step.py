@@ -174,7 +174,7 @@ def make_update(
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def update(
-        state: TrainState, batches: Sequence[Batch], **numbers: float
+        state: TrainState, batches: Sequence[Batch], **numbers: Any
     ) -> tuple[TrainState, Metrics]:
         total = empty(state.params, batches[0], numbers)
         for batch in batches:

@@ -70,6 +70,8 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
     "The optimisation": (
         Spec("Loss", "", {"loss": ""}, AROUND),
         Spec("KL", "from the reference model, nats a token", {"kl": ""}),
+        Spec("KL weight", "where it is adaptive", {"kl_weight": ""}),
+        Spec("KL of the rollout", "what moves the weight, nats a token", {"kl_rollout": ""}),
         Spec("KL of the update", "from the policy before it, nats a token", {"kl_old": ""}),
         Spec("Entropy", "nats a token", {"entropy": ""}),
         Spec(

@@ -96,6 +96,11 @@ def known_accuracy(
     return None if name is None else lambda scored: scored[1].get(name)
 
 
+def part_names(reward: Reward) -> tuple[str, ...]:
+    """The names of the parts that `score_many` gives, in the order of the terms of `weighted`."""
+    return tuple(reward.terms) if isinstance(reward, Weighted) else ()
+
+
 def one_by_one(
     function: Callable[[Row, str], T], rows: Sequence[Row], answers: Sequence[str]
 ) -> list[T | None]:
