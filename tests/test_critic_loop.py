@@ -251,9 +251,8 @@ def test_an_adaptive_weight_is_that_of_the_state_in_reward_target_and_loss() -> 
     # Log-ratios of the six tokens: what stands after an answer's end is none of them.
     kl = (0.5 - 1 + 0.25 + 0 + 1 + 0) / 6
     assert values["kl_rollout"] == pytest.approx(kl, abs=1e-7)
-    assert float(state.kl_weight) == np.float32(
-        0.5 * 1.02
-    )  # six times the target: as far as it goes
+    # Six times the target: the weight goes as far up as it may in a step.
+    assert float(state.kl_weight) == np.float32(0.5 * 1.02)
 
 
 # --------------------------------------------------------------------------- identities
