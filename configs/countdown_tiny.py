@@ -7,7 +7,7 @@ with a rule reward, and nothing else, teaches it to go on searching.
 
 Variants, `countdown_tiny.py:ppo`, differ from that by the algorithm alone, and each says what it
 passes: `grpo`, `dr_grpo`, `dapo`, `gspo`, `cispo`, `rloo`, `reinforce_pp`,
-`reinforce_pp_baseline`, `ppo`, `ppo_shared`, `prime`, `adaptive_kl`, `gdpo`.
+`reinforce_pp_baseline`, `ppo`, `ppo_shared`, `prime`, `adaptive_kl`, `gdpo`. `lora`: of adapters.
 
 In the place of rewards, `dpo`, `ipo`, `simpo`, `orpo` and `kto` have pairs of texts, of which the
 one that goes on is better than the one that gives up; `reward_model` learns to tell them apart.
@@ -45,6 +45,7 @@ from r1jax.settings import (
     Critic,
     Engine,
     Head,
+    Lora,
     Reinforce,
     Run,
     Sampled,
@@ -328,6 +329,12 @@ def gdpo() -> Run:
             advantage=partial(advantages.by_source, weight=(1.0, 0.2)),
         ),
     )
+
+
+def lora() -> Run:
+    """The same GRPO, of adapters of rank 8 beside each matrix of the base, which stays as it is.
+    Not measured yet."""
+    return replace(config(), name="countdown_tiny_lora", stages=changed(lora=Lora(rank=8)))
 
 
 # --------------------------------------------------------------------------- preferences, teachers

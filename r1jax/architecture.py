@@ -1,5 +1,6 @@
 """The settings of a decoder: its layers, positions and sizes. `r1jax.settings` has them all."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,6 +100,27 @@ class Group:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"a group needs at least one layer, got count {self.count}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters: for each weight w of `targets`, w + scale * a @ b with a and b of `rank`.
+
+    A stage with them trains them alone; the weights that it begins with stay.
+    """
+
+    rank: int
+    scale: float = 1.0  # the paper's alpha / r
+    # By the last part of a weight's name; see `r1jax.models.lora.TARGETS`. Groups' layers alone.
+    targets: tuple[str, ...] = ("qkv", "out", "gate", "up", "down")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be >= 1, got {self.rank}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be > 0 and finite, got {self.scale}")
+        if not self.targets:
+            raise ValueError("targets must name a weight at least, got none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """What a stage is made from, as digests: by them a run notices that an input has changed."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -10,10 +9,9 @@ from typing import Any
 from r1jax import checkpoint, config, manifest, settings
 from r1jax.data import sources
 from r1jax.local import Local
+from r1jax.parameters import folder_digest
 from r1jax.reward_model import RewardModel
 from r1jax.settings import FIRST, Build, Built, Compare, Sampled, Trained
-
-PIECE = 32 * 2**20  # bytes of each end of a file of weights that are looked at
 
 
 def digests(
@@ -102,28 +100,3 @@ def other_weights(answers: Sampled | settings.Teacher | RewardModel) -> Path:
         if path.is_dir() and (steps := checkpoint.numbers(path)):
             return path / str(steps[-1]) / checkpoint.SUMS
     raise ValueError(f"{folder} has no checkpoint of {answers.stage or 'any stage'}")
-
-
-def first_digest(cfg: settings.Run) -> str:
-    """By which a run notices that the weights it begins with have changed.
-
-    Random weights follow from the settings: it is that of no files.
-    """
-    return folder_digest(None if cfg.weights is None else Path(cfg.weights))
-
-
-def folder_digest(folder: Path | None) -> str:
-    """A SHA-256 of the names and sizes of a folder's files, and of 32 MiB at each end of them.
-
-    To read all of a large model would take minutes at every start.
-    """
-    found = hashlib.sha256()
-    files = sorted(f for f in folder.iterdir() if f.is_file()) if folder else []
-    for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as opened:
-            found.update(opened.read(PIECE))
-            opened.seek(max(size - PIECE, 0))
-            found.update(opened.read(PIECE))
-    return found.hexdigest()

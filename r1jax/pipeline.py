@@ -21,18 +21,20 @@ from r1jax import (
     dataset,
     manifest,
     metrics,
+    parameters,
     restore,
     settings,
     sharding,
 )
 from r1jax.data import sources
 from r1jax.data import tokenizer as tokenizers
-from r1jax.inputs import digests, first_digest, other_weights
+from r1jax.inputs import digests, other_weights
 from r1jax.local import Local
 from r1jax.loops import rl, supervised
 from r1jax.loops.objectives import Teacher
-from r1jax.loops.run import Context, Scorer, Stopped, stream_key
-from r1jax.models import decoder, hf, hf_config
+from r1jax.loops.run import Context, Scorer, Stopped
+from r1jax.models import lora
+from r1jax.parameters import first_digest, weights_of
 from r1jax.reward_model import RewardModel, opened
 from r1jax.rewards.pool import Pool, open_pool
 from r1jax.rewards.weighted import known_accuracy, part_names, score_many
@@ -72,6 +74,8 @@ def check(cfg: settings.Run) -> None:
             other_weights(stage.answers)
         if isinstance(stage, Trained) and stage.teacher is not None:
             other_weights(stage.teacher)
+        if isinstance(stage, Trained) and stage.lora is not None:
+            check_lora(cfg.model, stage.name, stage.lora)
         heads = [one.name for one in cfg.stages[:place] if getattr(one, "head", None) is not None]
         for model in settings.inside(stage, RewardModel):
             if model.run is not None:
@@ -86,6 +90,14 @@ def check(cfg: settings.Run) -> None:
                 raise ValueError(f"{stage.name}: no such folder: {model.folder}")
         if not any(settings.inside(stage, Built)):
             check_stage(stage, tokenizer)
+
+
+def check_lora(model: settings.Decoder, stage: str, asked: settings.Lora) -> None:
+    """Raises ValueError if the model lacks a weight that a stage is to adapt."""
+    try:
+        lora.adapter_leaves(model, rank=asked.rank, targets=asked.targets)
+    except ValueError as error:
+        raise ValueError(f"{stage}.lora.targets: {error}") from None
 
 
 def check_stage(stage: settings.Stage, tokenizer: Any) -> None:
@@ -173,7 +185,9 @@ def one_stage(
         check_stage(stage, context.tokenizer)
     entries[name] = here
     save(folder, entries)
-    load = partial(load_weights, context, name, weights)
+    # Weights that are not trained stay in the dtype of their files.
+    dtype = None if isinstance(cfg, Trained) and cfg.lora is not None else "float32"
+    load = partial(load_weights, context, name, weights, dtype=dtype)
     out = out_of(folder, stage)
     RUNNERS[type(stage)](stage, Inputs(context=context, weights=weights, load=load), out)
     entries[name] = replace(here, done=True, output=output(stage, out))
@@ -310,58 +324,22 @@ def damaged(stage: settings.Stage, folder: Path, entry: manifest.Entry) -> bool:
 # --------------------------------------------------------------------------- inputs
 
 
-def weights_of(run: settings.Run, stage: settings.Stage) -> str:
-    """The stage whose weights a stage uses, or "weights" for those that the run begins with."""
-    for named in settings.named_weights(stage):
-        if named is not None:
-            return named
-    before = run.stages[: run.stages.index(stage)]
-    trained = [one.name for one in before if isinstance(one, Trained)]
-    return trained[-1] if trained else FIRST
-
-
-def load_weights(context: Context, stage: str, weights: str) -> Params:
-    """Weights on the mesh, float32.
+def load_weights(
+    context: Context, stage: str, weights: str, *, dtype: str | None = "float32"
+) -> Params:
+    """Weights on the mesh, float32; `dtype` is that of a folder's that the run begins with.
 
     Raises:
       ValueError: they are missing or damaged; `stage`, which needs them, is named.
     """
-    cfg = context.run
+    cfg, folder, mesh = context.run, context.folder, context.mesh
     if weights == FIRST:
-        return first_params(cfg, context.mesh)
-    steps = {one.name: one.steps for one in cfg.stages if isinstance(one, Trained)}[weights]
-    like = {"params": sharding.abstract(decoder.leaves(cfg.model), context.mesh)}
+        return parameters.first_params(cfg, mesh, dtype=dtype)
     try:
-        saved = checkpoint.load(context.folder / "checkpoints" / weights, steps, like)
+        steps = parameters.steps_of(cfg, weights)
+        return parameters.load(cfg, folder, weights, mesh, which=steps).params
     except ValueError as error:
         raise ValueError(f"stage {stage} needs the weights of {weights}: {error}") from None
-    return saved.state["params"]
-
-
-def first_params(cfg: settings.Run, mesh: jax.sharding.Mesh) -> Params:
-    """The weights that the run begins with, float32 on the mesh: the folder's that `cfg.weights`
-    names, else random ones.
-
-    Raises:
-      ValueError: the folder cannot be loaded, or holds another model than `cfg.model`.
-    """
-    if cfg.weights is None:
-        key = stream_key(cfg.seed, "init", 0)
-        return sharding.init(decoder.leaves(cfg.model), key, mesh)
-    model = cfg.model
-    found = hf_config.read(Path(cfg.weights) / "config.json")
-    how = {"remat": model.remat, "scan": model.scan, "dtype": model.dtype}
-    if replace(found, **how, max_length=model.max_length, num_mtp=model.num_mtp) != model:
-        raise ValueError(
-            f"{cfg.weights} holds another model than the run's; "
-            f"r1jax.models.hf_config.read gives the settings that fit"
-        )
-    loaded, params = hf.load(cfg.weights, dtype="float32", mesh=mesh)
-    if not model.num_mtp:
-        params.pop("mtp", None)
-    elif loaded.num_mtp != model.num_mtp:
-        raise ValueError(f"{cfg.weights} has {loaded.num_mtp} prediction modules of the run's")
-    return params
 
 
 def asked_model(answers: Sampled, inputs: Inputs) -> restore.Restored:

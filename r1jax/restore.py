@@ -24,6 +24,7 @@ class Restored:
     tokenizer: Any
     mesh: Any  # jax.sharding.Mesh
     params: Any
+    adapters: Any = None  # `lora.Adapters` that are merged in the weights, if the stage trained any
 
 
 class Answer(NamedTuple):
@@ -102,7 +103,8 @@ def open_run(
     checkpoint: Which = "last",
     overrides: Sequence[str] = (),
 ) -> Restored:
-    """The run in `folder` with the weights of a checkpoint. Nothing in the folder is changed.
+    """The run in `folder` with the weights of a checkpoint, adapters merged. Nothing in the folder
+    is changed.
 
     `stage` is the last one that has a checkpoint unless it is named; `checkpoint` is "last",
     "best" or a step. `overrides` are made after those of the run.
@@ -117,21 +119,19 @@ def open_run(
     run = config.load(spec, [*made, *overrides])
     host.prepare()
 
-    from r1jax import sharding
-    from r1jax.checkpoint import load
-    from r1jax.models import decoder
+    from r1jax import parameters, sharding
 
     chosen = _stage(run, folder, stage)
     mesh = sharding.make_mesh(run.mesh)
-    like = {"params": sharding.abstract(decoder.leaves(run.model), mesh)}
-    saved = load(folder / "checkpoints" / chosen.name, checkpoint, like)
+    loaded = parameters.load(run, folder, chosen.name, mesh, which=checkpoint)
     return Restored(
         run=run,
         stage=chosen,
-        step=saved.step,
+        step=loaded.step,
         tokenizer=run.tokenizer(),
         mesh=mesh,
-        params=saved.state["params"],
+        params=loaded.params,
+        adapters=loaded.adapters,
     )
 
 

@@ -15,6 +15,7 @@ from r1jax.architecture import Experts as Experts
 from r1jax.architecture import Group as Group
 from r1jax.architecture import Latent as Latent
 from r1jax.architecture import Llama3Rope as Llama3Rope
+from r1jax.architecture import Lora as Lora
 from r1jax.architecture import Mlp as Mlp
 from r1jax.architecture import Yarn as Yarn
 from r1jax.architecture import dense as dense
@@ -183,6 +184,7 @@ class Supervised:
     micro_rows: int  # packed rows that are on the device at once
     loss: Callable[..., Any]
     optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
+    lora: Lora | None = None  # adapters are trained, beside weights that stay; None: all weights
     on_prompt: bool = False  # train on the prompt's tokens too
     # One of r1jax.data.labelled: (tokenizer, rows) -> the texts of each. None: prompt and answer
     texts: Callable[..., Any] | None = None
@@ -274,6 +276,7 @@ class Reinforce:
     loss: Callable[..., Any]  # (logp, batch) -> (scalar, metrics)
     weight: Callable[..., Any]  # (mask [B, A]) -> [B, A]: how tokens are added up in the loss
     optimizer: Callable[..., Any]  # steps -> optax.GradientTransformation
+    lora: Lora | None = None  # adapters are trained, of a critic too; None: all weights
     critic: Critic | None = None  # for advantages that need more than rewards
     select: Callable[..., Any] | None = None  # (reward [B], G) -> [N]: prompts worth keeping
     rounds: int = 1  # rollouts of fresh prompts in a step, at the most, until `prompts` are kept
@@ -495,3 +498,8 @@ def _check_parts(model: Decoder, stage: Trained) -> None:
     for name, wanted, there, what in needs:
         if wanted and not there:
             raise ValueError(f"{stage.name}.{name} needs a model with {what}")
+    if stage.lora is not None and (stage.auxiliary.mtp_weight or stage.auxiliary.bias_rate):
+        raise ValueError(
+            f"{stage.name}.lora leaves prediction modules and routers as they are: "
+            f"auxiliary.mtp_weight and auxiliary.bias_rate must be 0"
+        )

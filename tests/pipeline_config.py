@@ -2,7 +2,8 @@
 
 A base, a data set sampled from it, SFT on it, a reward model, RL with it, a table.
 
-SFT begins with the base again, RL with problems that the base got right now and then.
+SFT begins with the base again, RL with problems that the base got right now and then. After the
+base, stages train adapters alone.
 """
 
 from dataclasses import replace
@@ -29,6 +30,7 @@ from r1jax.settings import (
     Engine,
     Evaluation,
     Head,
+    Lora,
     Reinforce,
     Run,
     Sampled,
@@ -109,6 +111,7 @@ def config() -> Run:
                 micro_rows=4,
                 loss=cross_entropy,
                 optimizer=partial(adamw, learning_rate=1e-3),
+                lora=Lora(rank=2, scale=2.0),
                 evaluation=Evaluation(task=task, engine=ENGINE, rows=8, every=2),
                 checkpoints=Checkpoints(every=1),
                 log_every=1,
@@ -127,6 +130,7 @@ def config() -> Run:
                 weight=sequence_mean,
                 head=Head(score=heads.rewards, leaves=heads.reward_leaves),
                 optimizer=partial(adamw, learning_rate=1e-3),
+                lora=Lora(rank=1),
                 checkpoints=Checkpoints(every=1),
                 log_every=1,
             ),
@@ -161,10 +165,11 @@ def config() -> Run:
                     kl_weight=Adaptive(first=0.1, target=0.001),
                 ),
                 weight=token_mean,
-                optimizer=partial(adamw, learning_rate=1e-3),
+                optimizer=partial(adamw, learning_rate=1e-2),
+                lora=Lora(rank=2, targets=("qkv", "out", "down")),
+                reference="start",
                 row_length=32,
                 micro_rows=4,
-                reference="start",
                 evaluate_every=3,
                 evaluate_rows=8,
                 checkpoints=Checkpoints(every=1),

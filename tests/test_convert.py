@@ -48,7 +48,7 @@ def test_a_folder_becomes_another_of_another_dtype_with_adapters_merged(tmp_path
     assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"model": {"vocab": {"a": 0}}}'
     again, found = hf.load(tmp_path / "out")
     assert again == cfg
-    same(found, lora.merge(cfg, params, adapters, scale=0.5))
+    same(found, lora.merge(params, adapters, scale=0.5))
     files = load_file(tmp_path / "out" / "model.safetensors")
     assert {x.dtype for x in files.values()} == {np.dtype(np.float32)}
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from r1jax import config, pipeline, settings, sharding
+from r1jax import config, parameters, settings, sharding
 from r1jax.models import hf, hf_config
 
 FOLDER = Path(__file__).parent / "golden" / "models" / "qwen2"
@@ -22,12 +22,12 @@ def run_with(model: settings.Decoder, weights: Path | None) -> settings.Run:
 def test_a_run_begins_with_the_weights_of_its_folder_in_float32() -> None:
     model = replace(hf_config.read(FOLDER / "config.json"), remat="layer", dtype="bfloat16")
     mesh = sharding.make_mesh(settings.Mesh(data=2, fsdp=2))
-    found = pipeline.first_params(run_with(model, FOLDER), mesh)
+    found = parameters.first_params(run_with(model, FOLDER), mesh)
     _, expected = hf.load(FOLDER, dtype=jnp.float32)
     chex.assert_trees_all_equal(found, expected)
     gate = found["groups"][0]["mlp"]["gate"]
     assert gate.addressable_shards[0].data.shape == (2, 16, 40)
-    random = pipeline.first_params(run_with(model, None), mesh)
+    random = parameters.first_params(run_with(model, None), mesh)
     assert jax.tree.structure(random) == jax.tree.structure(found)
 
 
@@ -35,6 +35,6 @@ def test_a_folder_with_another_model_is_refused() -> None:
     model = replace(hf_config.read(FOLDER / "config.json"), rope_theta=5.0)
     mesh = sharding.make_mesh(settings.Mesh())
     with pytest.raises(ValueError, match="holds another model than the run's"):
-        pipeline.first_params(run_with(model, FOLDER), mesh)
+        parameters.first_params(run_with(model, FOLDER), mesh)
     with pytest.raises(ValueError, match=r"nowhere/config.json: no such file"):
-        pipeline.first_params(run_with(model, Path("nowhere")), mesh)
+        parameters.first_params(run_with(model, Path("nowhere")), mesh)

@@ -43,6 +43,7 @@ ROWS = {
     "loops": "types schedules sharding kernels data.packing data.labelled metrics progress "
     "monitors models checkpoint state rollout",
     "reuse": "fields metrics manifest",
+    "parameters": ABOVE,
     "restore": ABOVE,
     "search": ABOVE,
     "reward_model": ABOVE,

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, dataset, host, inputs, manifest, metrics, pipeline
+from r1jax import config, convert, dataset, host, inputs, manifest, metrics, pipeline, restore
 from r1jax.data import countdown, passes
 from r1jax.data.sources import jsonl
 from r1jax.local import Local, ask
+from r1jax.models import decoder, hf, lora
 from r1jax.reward_model import RewardModel, scores
 from r1jax.rewards.countdown import accuracy
 from r1jax.rewards.weighted import Batched, weighted
@@ -66,17 +67,22 @@ def copy(straight: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(straight, tmp_path / "run"))
 
 
-def weights(out: Path) -> dict[str, bytes]:
-    """The bits of all that the last checkpoint of each stage holds."""
+def saved(out: Path, stage: str) -> Any:
+    """All that the last checkpoint of a stage holds, on the host."""
     from orbax.checkpoint import v1 as ocp
 
+    with warnings.catch_warnings():  # orbax warns that arrays go where they were saved
+        warnings.simplefilter("ignore", UserWarning)
+        tree = ocp.load(out / "checkpoints" / stage / "3" / "arrays")
+    return jax.tree.map(np.asarray, tree)
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    """The bits of the last checkpoint of each stage."""
     found = {}
     for name in ("base", "sft", "judge", "rl"):
-        with warnings.catch_warnings():  # orbax warns that arrays go where they were saved
-            warnings.simplefilter("ignore", UserWarning)
-            tree = ocp.load(out / "checkpoints" / name / "3" / "arrays")
-        for path, x in jax.tree_util.tree_leaves_with_path(tree):
-            found[name + jax.tree_util.keystr(path)] = np.asarray(x).tobytes()
+        for path, x in jax.tree_util.tree_leaves_with_path(saved(out, name)):
+            found[name + jax.tree_util.keystr(path)] = x.tobytes()
     return found
 
 
@@ -201,6 +207,74 @@ def test_what_was_given_up_is_logged_where_workers_can_give_up(straight: Path) -
     for workers in (0, 1):
         with pipeline.open_scorer(task.accuracy, task, workers=workers, seconds=1.0) as scorer:
             assert set(scorer.given_up()) == (names if workers else set())
+
+
+# --------------------------------------------------------------------------- adapters
+
+
+def with_adapters(params: Any, adapters: Any, scale: float) -> Any:
+    """The sums of the paper, by numpy."""
+    params = jax.tree.map(np.copy, params)
+    for name, (a, b) in adapters.items():
+        *path, last = name.split("/")
+        place = params
+        for word in path:
+            place = place[int(word) if word.isdigit() else word]
+        a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(*b.shape[:2], -1)
+        place[last] = place[last] + scale * (a @ b).reshape(place[last].shape)
+    return params
+
+
+def test_the_sampler_has_the_adapters_that_are_trained(straight: Path) -> None:
+    rl = [line for line in logs(straight) if line["stage"] == "rl" and "gap" in line]
+    assert len(rl) == 3
+    for line in rl:
+        assert line["gap"] < 1e-5 and line["grad_norm"] > 0
+    assert abs(rl[0]["kl"]) < 1e-6 < rl[2]["kl"]  # the reference is what it began with
+
+
+def test_what_a_stage_leaves_are_merged_weights_and_an_adapters_file(
+    straight: Path, tmp_path: Path
+) -> None:
+    """RL's adapters on SFT's on the base."""
+    found = restore.open_run(straight, stage="rl")
+    base, sft, judge, rl = (
+        saved(straight, name)["params"] for name in ("base", "sft", "judge", "rl")
+    )
+    began = with_adapters(base, sft["lora"], 2.0)
+    want = with_adapters(began, rl["lora"], 1.0)
+    close = partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(close, found.params, want)
+    assert rl.keys() == {"lora"} and judge.keys() == {"lora", "reward"}
+    # As a Hugging Face folder: the merged weights.
+    convert.main([str(straight), str(tmp_path / "rl"), "--stage", "rl"])
+    cfg, exported = hf.load(tmp_path / "rl")
+    jax.tree.map(np.testing.assert_array_equal, exported, found.params)
+    # Or the adapters alone, for the weights that the stage began with.
+    convert.main([str(straight), str(tmp_path / "sft"), "--stage", "sft"])
+    file = tmp_path / "adapters.safetensors"
+    convert.main([str(straight), str(file), "--stage", "rl", "--adapters-only"])
+    convert.main([str(tmp_path / "sft"), str(tmp_path / "again"), "--adapters", str(file)])
+    _, again = hf.load(tmp_path / "again")
+    jax.tree.map(close, again, want)
+    # The exported model says what the trained one does: adapters beside the weights.
+    beside = lora.attach(jax.device_put(began), lora.read(file), scale=1.0)
+    tokens = np.asarray([[5, 6, 7, 8, 9]], np.int32)
+    logits = jax.jit(partial(decoder.logits, cfg))
+    np.testing.assert_allclose(logits(beside, tokens), logits(exported, tokens), atol=1e-5)
+    assert np.abs(logits(began, tokens) - logits(exported, tokens)).max() > 1e-3
+
+
+def test_adapters_are_not_added_to_other_weights(copy: Path, capsys: Any) -> None:
+    entries = manifest.read(copy)
+    other = {**entries["sft"].inputs, "weights of base": "of another day"}
+    manifest.write(copy, {**entries, "sft": replace(entries["sft"], inputs=other)})
+    restore.open_run(copy, stage="base")
+    with pytest.raises(ValueError, match="the adapters of sft belong to other weights of base"):
+        restore.open_run(copy, stage="rl")
+    with pytest.raises(SystemExit):
+        convert.main([str(copy), str(copy / "file"), "--stage", "base", "--adapters-only"])
+    assert "stage base trained no adapters" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- killed

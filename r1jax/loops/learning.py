@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from r1jax import schedules, settings, sharding
 from r1jax.data.packing import collect
-from r1jax.loops import auxiliary
+from r1jax.loops import adapters, auxiliary
 from r1jax.loops.batches import pack_answers
 from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, stream_key, to_floats
@@ -42,6 +42,7 @@ class Learner:
     update_critic: Update | None
     teacher_logp: Callable[..., tuple[jax.Array, jax.Array]] | None = None  # (batch, temperature)
     adaptive: schedules.Adaptive | None = None  # what moves the weight of the KL term
+    sampled: Callable[[Params], Params] = adapters.same  # what is trained -> the engine's weights
 
 
 def begin(
@@ -49,24 +50,28 @@ def begin(
 ) -> tuple[Learner, TrainState]:
     """The functions of a stage that begins with the policy's weights `params`, and its state."""
     model, critic = context.run.model, cfg.critic
+    weights = adapters.of_stage(cfg, context, params)
     each = cfg.minibatches * cfg.epochs
     warmup = 0 if critic is None else critic.warmup
     optimizer = cfg.optimizer((cfg.steps - warmup) * each)
     score = update_critic = beside = None
     if critic is not None:
-        score = make_score(model, critic)
+        score_of = make_score(model, critic)
+        score = lambda trained, batch: score_of(weights.whole(trained), batch)  # noqa: E731
         if critic.leaves is not None:
             key = stream_key(context.run.seed, f"{cfg.name}/critic", 0)
             beside = sharding.init(critic.leaves(model), key, context.mesh)
     shares = critic is not None and critic.trunk == "policy"
-    first = {**params, **(beside or {})}
-    state = init_state(first if shares else params, optimizer, reference=cfg.reference != "none")
+    first = {**weights.first, **(beside or {})}
+    trained = first if shares else weights.first
+    state = init_state(trained, optimizer, reference=cfg.reference != "none")
     if critic is not None and critic.optimizer is not None:
         second = critic.optimizer(cfg.steps * each)
         copied = jax.tree.map(jnp.copy, first)  # an update of the policy donates its own
         own = init_state(copied, second, reference=critic.reference)
         state = state.replace(critic=own)
-        update_critic = make_update(make_critic_objective(model, critic), second)
+        objective = weights.objective(make_critic_objective(model, critic))
+        update_critic = partial(make_update(objective, second), **weights.told)
     adaptive = schedules.adaptive(cfg)
     if adaptive is not None:
         state = with_kl_weight(state, adaptive.first)
@@ -74,9 +79,12 @@ def begin(
         model, cfg.loss, critic=critic if shares else None, extra=cfg.auxiliary
     )
     settle = partial(auxiliary.balanced, model, cfg.auxiliary)
+    update = make_update(weights.objective(objective), optimizer, settle=settle)
+    logp_of = make_logp(model)
     learner = Learner(
-        logp_of=make_logp(model),
-        update=make_update(objective, optimizer, settle=settle),
+        sampled=weights.merged,
+        logp_of=lambda trained, *args: logp_of(weights.whole(trained), *args),
+        update=partial(update, **weights.told),
         score=score,
         update_critic=update_critic,
         teacher_logp=None if teacher is None else partial(make_logp(teacher.model), teacher.params),

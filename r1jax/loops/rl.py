@@ -57,7 +57,7 @@ def train(
         progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
         if done == 0:
-            measured = evaluate(state.params, 0)
+            measured = evaluate(learner.sampled(state.params), 0)
             context.writer.write(cfg.name, 0, measured)
             show(0, measured)
         recent: list[Mapping[str, float]] = []
@@ -68,7 +68,7 @@ def train(
             found = collect_answers(
                 cfg,
                 context,
-                state.params,
+                learner.sampled(state.params),
                 lambda i: rows[order(i)],
                 partial(sample, limits=limits_at(cfg, step)),
                 scorer,
@@ -87,7 +87,7 @@ def train(
             }
             check_finite(values, cfg.name, step)
             if due(held_out, step, cfg.steps):
-                values |= evaluate(state.params, step)
+                values |= evaluate(learner.sampled(state.params), step)
             context.writer.write(cfg.name, step, values)
             few = cfg.log_samples
             log_samples(
@@ -97,7 +97,8 @@ def train(
             show(step, values, monitors.warnings(recent))
             tests = {name: v for name, v in values.items() if name == "test/accuracy"}
             end_step(context, cfg, store, state, step, tests)
-        return {name: state.params[name] for name in params}  # a critic's head is left behind
+        last = learner.sampled(state.params)
+        return {name: last[name] for name in params}  # a critic's head is left behind
 
 
 def check(cfg: settings.Reinforce, tokenizer: Any) -> None:

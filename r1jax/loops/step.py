@@ -123,7 +123,8 @@ def make_update(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The function (state, micro-batches, **numbers) -> (state, metrics): one update.
 
-    `state` is donated. `numbers` go to the objective, traced: they may change without compiling.
+    `state` is donated. `numbers`, and trees of weights that stay, go to the objective, traced: they
+    may change without compiling.
 
     Gradients of the micro-batches are summed, each part of the `data` axis by itself until the
     last. A batch's weights carry the normaliser of the whole update, so the result does not depend

@@ -15,7 +15,7 @@ import numpy as np
 
 from r1jax import settings, sharding
 from r1jax.data import labelled
-from r1jax.loops import auxiliary, evaluation, objectives
+from r1jax.loops import adapters, auxiliary, evaluation, objectives
 from r1jax.loops.batches import cut
 from r1jax.loops.run import (
     Context,
@@ -52,19 +52,20 @@ def train(
     optimizer = cfg.optimizer(cfg.steps)
     objective = objectives.of_stage(model, cfg, None if teacher is None else teacher.model)
     settle = partial(auxiliary.balanced, model, cfg.auxiliary)
-    update = make_update(objective, optimizer, settle=settle)
-    told = {} if teacher is None else {"teacher": teacher.params}
+    weights = adapters.of_stage(cfg, context, params)
+    update = make_update(weights.objective(objective), optimizer, settle=settle)
+    told = {**weights.told, **({} if teacher is None else {"teacher": teacher.params})}
     stream = make_stream(cfg, context)
-    look = make_look(cfg, context)
+    look = make_look(cfg, context, weights.whole)
     tested, evaluate = make_tests(cfg, context, scorer)
     best = None if cfg.evaluation is None else "test/accuracy"
-    fresh = init_state(with_head(cfg, context, params), optimizer, reference=cfg.reference)
+    fresh = init_state(with_head(cfg, context, weights.first), optimizer, reference=cfg.reference)
     with (
         resumed(context, cfg, fresh, best=best) as (store, state, done),
         progress(cfg.steps, stage=cfg.name, start=done) as show,
     ):
         if done == 0 and tested(0):
-            measured = evaluate(state.params, 0)
+            measured = evaluate(weights.merged(state.params), 0)
             context.writer.write(cfg.name, 0, measured)
             show(0, measured)
         began, tokens, last = time.monotonic(), 0.0, done
@@ -84,13 +85,14 @@ def train(
                 values["time/step"] = seconds / (step - last)
                 values["time/update_tokens_per_s"] = tokens / seconds
                 values["time/update_tokens"] = tokens
-                tests = evaluate(state.params, step) if tested(step) else {}
+                tests = evaluate(weights.merged(state.params), step) if tested(step) else {}
                 context.writer.write(cfg.name, step, values | tests)
                 show(step, values | tests)
                 began, tokens, last = time.monotonic(), 0.0, step
             scores = {name: value for name, value in tests.items() if name == best}
             end_step(context, cfg, store, state, step, scores)
-        return {name: state.params[name] for name in params}
+        last = weights.merged(state.params)
+        return {name: last[name] for name in params}
 
 
 def check(cfg: settings.Supervised, tokenizer: Any) -> None:
@@ -148,7 +150,7 @@ def make_stream(cfg: settings.Supervised, context: Context) -> Stream:
 
 
 def with_head(cfg: settings.Supervised, context: Context, params: Params) -> Params:
-    """The weights that the stage trains: those of its head beside the decoder's."""
+    """What the stage trains, `params`, with the weights of its head beside."""
     if cfg.head is None:
         return params
     key = stream_key(context.run.seed, f"{cfg.name}/head", 0)
@@ -157,10 +159,11 @@ def with_head(cfg: settings.Supervised, context: Context, params: Params) -> Par
 
 
 def make_look(
-    cfg: settings.Supervised, context: Context
+    cfg: settings.Supervised, context: Context, whole: Callable[[Params], Params]
 ) -> Callable[[TrainState, Batch, Sequence[labelled.Texts]], list[Batch]]:
     """The function (state, batch, its texts) -> micro-batches on the devices, with `logp_ref` and
-    `kl_estimate` where the stage's loss is told them."""
+    `kl_estimate` where the stage's loss is told them. `whole` makes a model's weights of what the
+    stage trains."""
     put = lambda batch: [  # noqa: E731
         sharding.put(b, context.mesh, "batch") for b in cut(batch, cfg.micro_rows)
     ]
@@ -168,7 +171,9 @@ def make_look(
         return lambda state, batch, texts: put(batch)
     logp = make_logp(context.run.model)
     # Without labels, so that one program serves both kinds of batches.
-    logp_of = lambda params, b: logp(params, b.replace(target=None, pair=None))[0]  # noqa: E731
+    logp_of = lambda trained, b: logp(  # noqa: E731
+        whole(trained), b.replace(target=None, pair=None)
+    )[0]
     point = None if cfg.reference_point is None else jax.jit(cfg.reference_point)
 
     def reference_point(state: TrainState, texts: Sequence[labelled.Texts]) -> np.float32:

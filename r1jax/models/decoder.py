@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from r1jax import settings
 from r1jax.kernels.attention import packed_attention
 from r1jax.kernels.sums import NAMED, Sums
-from r1jax.models import layers, mla, moe
+from r1jax.models import adapted, layers, mla, moe
 from r1jax.models.rope import Rope, rope_angles
 from r1jax.sharding import Leaf, constrain, is_leaf, normal, num_weights, ones
 from r1jax.types import Params
@@ -196,7 +196,7 @@ def run(
 
     A token sees the tokens before it in its own segment and in the segment that `prompt` names.
     `choices[g]` replays the experts that each layer of group g took (a `Routing.choice` that was
-    kept, or the sampler's).
+    kept, or the sampler's). Weights of groups may be `adapted.Adapted`.
     """
     x = constrain(embed(cfg, params, tokens), "batch", None, None)
     caches, routings = [], []
@@ -242,6 +242,7 @@ def _layers(
 
     def one(x: jax.Array, xs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Any]:
         weights, choice = xs
+        weights = adapted.merged(weights)
         x, cache, routing = layer(cfg, group, weights, x, rope=rope, attend=attend, choice=choice)
         kept = (cache if keep_cache else None, routing if keep_routing else None)
         return constrain(x, "batch", None, None), kept

@@ -37,7 +37,7 @@ def rms_norm(
     x32 = x.astype(jnp.float32)
     square = sums(lambda x: jnp.mean(x * x, axis=-1, keepdims=True), x32)
     inverse = jax.lax.rsqrt(square + eps)
-    wide = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    wide = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + scale.shape)
     return (x32 * inverse * wide).astype(x.dtype)
 
 

@@ -2,12 +2,13 @@
 
 The adapted weight is w + scale * a @ b, whatever the shape of w: a meets its inputs and b its
 outputs, and stacked layers and experts have an adapter each. Training differentiates through
-`merge`; export calls it once.
+`attach`; the rollout engine and export get what `merge` gives.
 
 Source: LoRA, arXiv:2106.09685.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from r1jax import settings
 from r1jax.models import decoder, safetensors
+from r1jax.models.adapted import Adapted, is_adapted, stacked_dims, total
 from r1jax.sharding import Leaf, is_leaf, normal, zeros
 from r1jax.types import Params
 
@@ -76,38 +78,70 @@ def adapter_leaves(
     return found
 
 
-def merge(cfg: settings.Decoder, params: Params, adapters: Adapters, *, scale: float) -> Params:
-    """The weights with their adapters added; products are float32, dtypes stay.
+def attach(params: Params, adapters: Adapters, *, scale: float) -> Params:
+    """The weights with `Adapted` in the place of those that have an adapter. Nothing is computed.
 
     Raises:
-      ValueError: an adapter is of no weight that the model has.
+      ValueError: an adapter is of no weight that the model has, or of one of another shape.
     """
     names = _named(params)
     for name in adapters:
         if name not in names:
             raise ValueError(f"the model has no weight {name!r}, of which there is an adapter")
 
-    def one(path: tuple, weight: jax.Array) -> jax.Array:
+    def one(path: tuple, weight: jax.Array) -> jax.Array | Adapted:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name not in adapters:
             return weight
-        a, b = (x.astype(jnp.float32) for x in adapters[name])
-        stacked, _ = _dims(cfg, name, weight.shape)
-        batch, rank = weight.shape[:stacked], a.shape[-1]
-        product = a.reshape(*batch, -1, rank) @ b.reshape(*batch, rank, -1)
-        moved = weight.astype(jnp.float32) + scale * product.reshape(weight.shape)
-        return moved.astype(weight.dtype)
+        a, b = adapters[name]
+        found = Adapted(weight=weight, a=a, b=b, scale=scale)
+        stacked = stacked_dims(found)
+        whole = (*a.shape[:-1], *b.shape[stacked + 1 :])
+        again = (*a.shape[:stacked], a.shape[-1])
+        if stacked < 1 or whole != weight.shape or b.shape[: stacked + 1] != again:
+            raise ValueError(
+                f"the adapter of {name} does not fit: {a.shape} and {b.shape} for {weight.shape}"
+            )
+        return found
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def write(file: Path, adapters: Adapters) -> None:
-    """Writes adapters as one safetensors file of `<name>/a` and `<name>/b`."""
-    named = {
-        f"{name}/{part}": x
-        for name, ab in adapters.items()
-        for part, x in zip("ab", ab, strict=True)
-    }
+def merge(params: Params, adapters: Adapters, *, scale: float, dtype: Any = None) -> Params:
+    """The weights with their adapters added. Sums are float32, and then of `dtype`: None, theirs.
+
+    A sum lies on the devices as its weight does. Weights without an adapter are the same arrays.
+
+    Raises:
+      ValueError: as `attach`.
+    """
+    parts, tree = jax.tree.flatten(attach(params, adapters, scale=scale), is_leaf=is_adapted)
+    found = [x for x in parts if is_adapted(x)]
+    places = tuple(x.weight.sharding for x in found)
+    dtypes = tuple(jnp.dtype(dtype or x.weight.dtype) for x in found)
+    sums = iter(_totals(places, dtypes)(found))
+    return jax.tree.unflatten(tree, [next(sums) if is_adapted(x) else x for x in parts])
+
+
+@cache
+def _totals(
+    places: tuple[Any, ...], dtypes: tuple[Any, ...]
+) -> Callable[[list[Adapted]], list[jax.Array]]:
+    def totals(found: list[Adapted]) -> list[jax.Array]:
+        return [total(x).astype(dtype) for x, dtype in zip(found, dtypes, strict=True)]
+
+    return jax.jit(totals, out_shardings=list(places))
+
+
+def write(file: Path, adapters: Adapters, *, scale: float = 1.0) -> None:
+    """Writes adapters as one safetensors file of `<name>/a` and `<name>/b`.
+
+    Each `b` is multiplied by `scale`, so that whoever merges them needs none.
+    """
+    named = {}
+    for name, (a, b) in adapters.items():
+        named[f"{name}/a"], b = np.asarray(a), np.asarray(b)
+        named[f"{name}/b"] = b * b.dtype.type(scale)
     kinds = {name: (np.dtype(x.dtype), x.shape) for name, x in named.items()}
     safetensors.write(file, kinds, (np.asarray(x) for x in named.values()))
 
