@@ -414,9 +414,12 @@ def _lines(path: str, child: Child) -> list[str]:
 
 
 def by_path(lines: Iterable[str]) -> dict[str, str]:
-    """The settings in lines of `describe`: path -> what is printed there."""
+    """The settings in lines of `describe`: path -> what is printed there, without those of None.
+
+    So a run's folder stays that of its config when settings are added, if None is their default.
+    """
     pairs = (line.partition(": ") for line in lines if line)
-    return {path: value for path, _, value in pairs}
+    return {path: value for path, _, value in pairs if value != "None"}
 
 
 def lines_of(file: Path) -> list[str]:

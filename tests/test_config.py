@@ -483,6 +483,8 @@ def test_a_folder_made_by_another_config_is_refused_and_another_mesh_or_price_is
     same_or_fail(folder, ["mesh.data: 4", "rl.group: 16", "rl.x: 1", "seed: 1"])
     dearer = ["mesh.data: -1", "price: 2.0", "rl.group: 16", "rl.x: 1", "seed: 1"]
     same_or_fail(folder, dearer)
+    # A setting that came after the run was made, and changes nothing.
+    same_or_fail(folder, ["mesh.data: 4", "rl.group: 16", "rl.lora: None", "rl.x: 1", "seed: 1"])
     assert not is_saved(folder, dearer)  # a new price is written down, for the report
     assert is_saved(folder, ["mesh.data: 4", *dearer[2:]])
     with pytest.raises(ConfigError) as caught:
