@@ -63,6 +63,7 @@ def _follows(x: Float[Array, "B T"], segment: Int[Array, "B T"] | None) -> Float
     return jnp.pad(same.astype(x.dtype), ((0, 0), (0, 1)))
 
 
+@jax.jit  # operation by operation, every new number of rows would compile some hundred of them
 def _from_the_end(b: Float[Array, "B T"], a: Float[Array, "B T"]) -> Float[Array, "B T"]:
     """x with x_t = b_t + a_t * x_{t+1}, in log(T) steps."""
 
