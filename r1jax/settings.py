@@ -330,8 +330,6 @@ class Reinforce:
             raise ValueError(
                 f"rounds must be >= 1, and more than 1 needs select, got {self.rounds}"
             )
-        if self.select is not None and self.minibatches > 1:
-            raise ValueError("select leaves any number of prompts: minibatches must be 1")
         if (self.prompts * self.group) % self.minibatches:
             raise ValueError(
                 f"prompts * group must be a multiple of minibatches, "

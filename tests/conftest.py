@@ -21,8 +21,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import jax
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+from r1jax.types import Rollout
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -60,6 +63,24 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with checkpoint.open_checkpoints(folder / "checkpoints" / stage) as store:
             store.save(step, {"params": params, "more": params["embed"]}, {})
     return folder
+
+
+@pytest.fixture
+def two_pairs() -> Rollout:
+    """Two answers to each of two prompts, of 2, 1 and 1, 2 tokens; one of each pair is right."""
+    length = np.asarray([2, 1, 1, 2], np.int32)
+    past = np.arange(2)[None] >= length[:, None]
+    return Rollout(
+        prompt=np.asarray([[3, 4], [5, 0]], np.int32),
+        prompt_length=np.asarray([2, 1], np.int32),
+        answer=np.where(past, 0, [[6, 1], [1, 0], [1, 0], [7, 1]]).astype(np.int32),
+        answer_length=length,
+        finished=np.ones(4, bool),
+        logp_rollout=np.where(past, 0, -2.0).astype(np.float32),
+        decode_steps=np.int32(0),
+        slot_steps=np.int32(0),
+        reward=np.asarray([1, 0, 0, 1], np.float32),
+    )
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from r1jax.algos import advantages, groups, kl, selection
+from r1jax.rollout.answers import fill_up, take
 from r1jax.types import Rollout
 
 
@@ -581,3 +582,63 @@ def test_tokens_that_are_not_chosen_have_no_advantage():
     whole = np.asarray(advantages.grpo(rollout))
     assert (whole[:, 0] != 0).all()
     np.testing.assert_array_equal(got, np.where(ended[:, None], whole, 0))
+
+
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        advantages.grpo,
+        partial(advantages.grpo, kl=kl.k3, kl_weight=0.1),
+        advantages.rloo,
+        advantages.batch_scaled,
+        partial(advantages.pass_at_k, k=2),
+        partial(advantages.by_source, weight=(1.0, 0.5)),
+        partial(advantages.monte_carlo, gamma=0.9, kl=kl.k1, kl_weight=0.1),
+        partial(advantages.reinforce_plus_plus, kl=kl.k1, kl_weight=0.1),
+        advantages.reinforce_plus_plus_baseline,
+        partial(advantages.ppo, lam=0.9),
+        partial(advantages.value_targets, lam=0.9),
+        partial(advantages.prime, gamma=0.9),
+        advantages.on_policy_distillation,
+        partial(
+            advantages.on_tokens,
+            advantage=advantages.grpo,
+            tokens=partial(selection.top_entropy, share=0.3),
+        ),
+        partial(
+            advantages.shaped,
+            advantage=advantages.reinforce_plus_plus,
+            shape=partial(advantages.overlong_penalty, limit=6, buffer=4),
+        ),
+    ],
+)
+def test_empty_prompts_after_a_rollouts_own_change_no_advantage(advantage):
+    rng = np.random.default_rng(11)
+    rollout = make_rollout(rng)
+    answers, width = rollout.answer.shape
+    reward = rng.integers(0, 2, answers).astype(np.float32)
+    reward[5] = np.nan
+    parts = rng.normal(size=(answers, 2)).astype(np.float32)
+    parts[2, 1] = np.nan
+    tokens = [rng.normal(size=(answers, width)).astype(np.float32) for _ in range(3)]
+    rollout = rollout.replace(
+        reward=reward,
+        parts=parts,
+        value=tokens[0],
+        process=tokens[1],
+        entropy=tokens[2],
+    )
+    rollout = jax.tree.map(np.asarray, rollout)
+    full = fill_up(rollout, 5)
+    assert full.answer.shape == (20, width) and full.prompt.shape == (5, 2)
+    expected, got = np.asarray(advantage(rollout)), np.asarray(advantage(full))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got[:answers], expected, rtol=2e-6, atol=1e-6)
+    np.testing.assert_array_equal(got[answers:], 0)
+    jax.tree.map(np.testing.assert_array_equal, take(full, full.prompt_length > 0), rollout)
+
+
+def test_a_rollout_cannot_be_filled_up_to_fewer_prompts_than_it_has():
+    rollout = make_rollout(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"at most 2 prompts, got B=12, N=3"):
+        fill_up(rollout, 2)

@@ -15,6 +15,7 @@ import pytest
 from r1jax import checkpoint, config, metrics, settings, sharding
 from r1jax.algos import advantages, critics, losses, weights
 from r1jax.algos.kl import k1, k3
+from r1jax.algos.selection import has_signal
 from r1jax.data.tokenizer import tiny
 from r1jax.loops import learning, rl
 from r1jax.loops.batches import pack_answers
@@ -22,6 +23,7 @@ from r1jax.loops.run import Context, Scorer
 from r1jax.loops.step import make_critic_objective, make_objective, make_score
 from r1jax.models import decoder, heads
 from r1jax.rewards.weighted import one_by_one, score_many
+from r1jax.rollout import answers
 from r1jax.schedules import Adaptive, Steps
 from r1jax.state import adamw
 from r1jax.types import Batch, Rollout, TrainState
@@ -54,23 +56,6 @@ PRM = settings.Critic(
 
 RULE = Adaptive(first=0.1, target=0.02)
 PENALTY = {"kl": k1, "kl_weight": RULE}
-
-
-def a_rollout() -> Rollout:
-    """Two answers to each of two prompts, of 2, 1 and 1, 2 tokens; one of each pair is right."""
-    length = np.asarray([2, 1, 1, 2], np.int32)
-    past = np.arange(2)[None] >= length[:, None]
-    return Rollout(
-        prompt=np.asarray([[3, 4], [5, 0]], np.int32),
-        prompt_length=np.asarray([2, 1], np.int32),
-        answer=np.where(past, 0, [[6, 1], [1, 0], [1, 0], [7, 1]]).astype(np.int32),
-        answer_length=length,
-        finished=np.ones(4, bool),
-        logp_rollout=np.where(past, 0, -2.0).astype(np.float32),
-        decode_steps=np.int32(0),
-        slot_steps=np.int32(0),
-        reward=np.asarray([1, 0, 0, 1], np.float32),
-    )
 
 
 def packed(rollout: Rollout, extras: dict[str, Any], row_length: int = 5) -> Batch:
@@ -126,9 +111,9 @@ def make_context(
 # --------------------------------------------------------------------------- targets and scores
 
 
-def test_returns_lie_at_their_answers_tokens_beside_a_shared_prompt() -> None:
+def test_returns_lie_at_their_answers_tokens_beside_a_shared_prompt(two_pairs: Rollout) -> None:
     # With gamma 1/2 the last token of a right answer has 1, the one before it 1/2.
-    rollout = a_rollout().replace(value=np.full((4, 2), 0.25, np.float32))
+    rollout = two_pairs.replace(value=np.full((4, 2), 0.25, np.float32))
     target = np.asarray(advantages.value_targets(rollout, gamma=0.5))
     np.testing.assert_allclose(target, [[0.5, 1], [0, 0], [0, 0], [0.5, 1]])
     batch = packed(rollout, {"target": target, "value_old": rollout.value})
@@ -139,8 +124,10 @@ def test_returns_lie_at_their_answers_tokens_beside_a_shared_prompt() -> None:
     np.testing.assert_allclose(loss, 22 / 16 / 12, rtol=1e-6)
 
 
-def test_a_value_is_of_the_state_before_its_token_wherever_the_prompt_lies() -> None:
-    rollout, params = a_rollout(), network()
+def test_a_value_is_of_the_state_before_its_token_wherever_the_prompt_lies(
+    two_pairs: Rollout,
+) -> None:
+    rollout, params = two_pairs, network()
     batch = packed(rollout, {})
     np.testing.assert_array_equal(batch.before[0, 2:], [1, 2, 1])  # both go on from column 1
     rows = np.asarray(make_score(MODEL, VALUES)(params, batch))
@@ -159,8 +146,10 @@ def test_a_value_is_of_the_state_before_its_token_wherever_the_prompt_lies() -> 
         np.testing.assert_allclose(found, expected[i, [t - 1 for t in place]], atol=1e-5)
 
 
-def test_process_rewards_of_an_answer_add_up_to_beta_times_its_log_ratio() -> None:
-    rollout, now, first = a_rollout(), network(), shrunk(network())
+def test_process_rewards_of_an_answer_add_up_to_beta_times_its_log_ratio(
+    two_pairs: Rollout,
+) -> None:
+    rollout, now, first = two_pairs, network(), shrunk(network())
     cfg = replace(CFG, critic=PRM, row_length=24)
     critic = TrainState(step=jnp.int32(0), params=now, opt_state=(), reference=first)
     state = TrainState(step=jnp.int32(0), params=None, opt_state=(), critic=critic)
@@ -189,8 +178,8 @@ def test_process_rewards_of_an_answer_add_up_to_beta_times_its_log_ratio() -> No
     np.testing.assert_allclose(loss, -np.log(np.where(right, p, 1 - p)).mean(), rtol=1e-5)
 
 
-def test_an_answer_that_was_not_judged_teaches_a_critic_nothing() -> None:
-    rollout = a_rollout().replace(reward=np.asarray([1, np.nan, 0, 1], np.float32))
+def test_an_answer_that_was_not_judged_teaches_a_critic_nothing(two_pairs: Rollout) -> None:
+    rollout = two_pairs.replace(reward=np.asarray([1, np.nan, 0, 1], np.float32))
     target = np.asarray(critics.outcomes(rollout))
     np.testing.assert_array_equal(target, [[1, 1], [np.nan, 0], [0, 0], [1, 1]])
     seen = {}
@@ -213,8 +202,10 @@ def test_an_answer_that_was_not_judged_teaches_a_critic_nothing() -> None:
     assert sorted(np.asarray(batch.weight)[np.asarray(batch.mask)]) == [0, *[0.125] * 4, 0.25]
 
 
-def test_an_adaptive_weight_is_that_of_the_state_in_reward_target_and_loss() -> None:
-    rollout = a_rollout().replace(
+def test_an_adaptive_weight_is_that_of_the_state_in_reward_target_and_loss(
+    two_pairs: Rollout,
+) -> None:
+    rollout = two_pairs.replace(
         logp_ref=np.asarray([[-2.5, -1], [-2.25, 9], [-2, 9], [-3, -2]], np.float32),
         value=np.zeros((4, 2), np.float32),
     )
@@ -255,12 +246,43 @@ def test_an_adaptive_weight_is_that_of_the_state_in_reward_target_and_loss() -> 
     assert float(state.kl_weight) == np.float32(0.5 * 1.02)
 
 
+def test_a_step_of_fewer_prompts_compiles_nothing_anew(
+    two_pairs: Rollout, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = replace(
+        CFG,
+        prompts=2,
+        group=2,
+        minibatches=2,
+        select=has_signal,
+        rounds=2,
+        critic=replace(PRM, measure={"explained_variance": critics.explained_variance}),
+        advantage=advantages.prime,
+    )
+    mesh = sharding.make_mesh(RUN.mesh)
+    compiled = []
+    with jax.set_mesh(mesh), jax.log_compiles():
+        context = make_context(tmp_path, mesh)
+        params = sharding.init(decoder.leaves(RUN.model), jax.random.key(3), mesh)
+        learner, state = learning.begin(cfg, context, params)
+        for step, kept in enumerate([[True, True], [True, True], [False, True], [True, False]], 1):
+            caplog.clear()
+            rollout = answers.take(two_pairs, np.asarray(kept))
+            rollout, said = learning.look_again(cfg, context, rollout, state, learner, step)
+            state, values = learning.improve(cfg, context, rollout, said, state, learner, step)
+            assert np.isfinite(values["critic/loss"]) and np.isfinite(values["loss"])
+            compiled.append(sum("Compiling" in line for line in caplog.messages))
+    assert compiled[0] > 10 and compiled[1:] == [0, 0, 0]
+    # An update for each pair of answers: two, two, one and one.
+    assert int(jax.device_get(state.step)) == 6
+
+
 # --------------------------------------------------------------------------- identities
 
 
-def test_ppo_that_expects_nothing_is_reinforce_with_returns() -> None:
+def test_ppo_that_expects_nothing_is_reinforce_with_returns(two_pairs: Rollout) -> None:
     rng = np.random.default_rng(0)
-    rollout = a_rollout().replace(
+    rollout = two_pairs.replace(
         reward=rng.normal(size=4).astype(np.float32),
         logp_ref=rng.normal(-2, 0.1, (4, 2)).astype(np.float32),
         value=np.zeros((4, 2), np.float32),
@@ -273,9 +295,9 @@ def test_ppo_that_expects_nothing_is_reinforce_with_returns() -> None:
         np.testing.assert_allclose(advantages.value_targets(rollout, **penalty), plain, rtol=1e-6)
 
 
-def test_a_shared_trunk_gets_the_sum_of_both_gradients() -> None:
+def test_a_shared_trunk_gets_the_sum_of_both_gradients(two_pairs: Rollout) -> None:
     critic = replace(VALUES, trunk="policy", share=0.5, optimizer=None, reference=False, warmup=0)
-    rollout, params = a_rollout(), network()
+    rollout, params = two_pairs, network()
     rng = np.random.default_rng(0)
     names = ("advantage", "value_old", "target")
     extras = {name: rng.normal(size=(4, 2)).astype(np.float32) for name in names}
@@ -404,10 +426,10 @@ def test_an_adaptive_weight_moves_with_each_rollout_and_waits_for_the_policy(
     assert last.dtype == np.float32 and last == np.float32(weights[2] * (1 + 0.1 * error))
 
 
-def test_a_part_of_the_reward_can_have_all_of_the_advantage() -> None:
+def test_a_part_of_the_reward_can_have_all_of_the_advantage(two_pairs: Rollout) -> None:
     # The first part tells answers apart, the second gives all of them the same.
     parts = np.asarray([[1, 1], [0, 1], [0, 1], [1, 1]], np.float32)
-    rollout = a_rollout().replace(reward=parts.sum(axis=1), parts=parts)
+    rollout = two_pairs.replace(reward=parts.sum(axis=1), parts=parts)
     first = Steps(values=(0.0, 1.0), starts=(2,))
     cfg = replace(
         CFG,

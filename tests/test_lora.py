@@ -204,24 +204,9 @@ def like(model: settings.Decoder, stage: settings.Trained, mesh: jax.sharding.Me
 # --------------------------------------------------------------------------- with rewards
 
 
-def a_rollout() -> Rollout:
-    """Two answers to each of two prompts; one of each pair is right."""
-    length = np.asarray([2, 1, 1, 2], np.int32)
-    past = np.arange(2)[None] >= length[:, None]
-    return Rollout(
-        prompt=np.asarray([[3, 4], [5, 0]], np.int32),
-        prompt_length=np.asarray([2, 1], np.int32),
-        answer=np.where(past, 0, [[6, 1], [1, 0], [1, 0], [7, 1]]).astype(np.int32),
-        answer_length=length,
-        finished=np.ones(4, bool),
-        logp_rollout=np.where(past, 0, -2.0).astype(np.float32),
-        decode_steps=np.int32(0),
-        slot_steps=np.int32(0),
-        reward=np.asarray([1, 0, 0, 1], np.float32),
-    )
-
-
-def test_policy_reference_and_critic_share_one_copy_of_the_weights(tmp_path: Path) -> None:
+def test_policy_reference_and_critic_share_one_copy_of_the_weights(
+    two_pairs: Rollout, tmp_path: Path
+) -> None:
     """PPO with a value network of its own: adapters and a head. The reference is the base."""
     mesh = one_device()
     model = replace(RUN.model, vocab_size=16)
@@ -241,7 +226,7 @@ def test_policy_reference_and_critic_share_one_copy_of_the_weights(tmp_path: Pat
         loss=partial(losses.policy_loss, clip_low=0.2, clip_high=0.2, kl=k3, kl_weight=0.1),
         reference="start",
     )
-    rollout = a_rollout()
+    rollout = two_pairs
     with jax.set_mesh(mesh):
         params = sharding.init(decoder.leaves(model), jax.random.key(0), mesh)
         before = bits(params)

@@ -119,8 +119,6 @@ def test_what_could_not_be_judged_is_in_no_mean(context: Context) -> None:
 def test_rounds_without_a_selection_are_refused() -> None:
     with pytest.raises(ValueError, match="more than 1 needs select, got 2"):
         dataclasses.replace(CFG, rounds=2)
-    with pytest.raises(ValueError, match="minibatches must be 1"):
-        dataclasses.replace(CFG, select=has_signal, minibatches=2)
 
 
 def test_the_weight_of_a_reward_is_that_of_the_step(context: Context) -> None:

@@ -230,20 +230,9 @@ def test_a_student_learns_from_a_teachers_likeliest_tokens(tmp_path: Path) -> No
 
 
 def test_in_reinforcement_learning_a_teacher_says_how_likely_it_finds_the_samples(
-    tmp_path: Path,
+    two_pairs: Rollout, tmp_path: Path
 ) -> None:
-    length = np.asarray([2, 1, 1, 2], np.int32)
-    past = np.arange(2)[None] >= length[:, None]
-    rollout = Rollout(
-        prompt=np.asarray([[3, 4], [5, 0]], np.int32),
-        prompt_length=np.asarray([2, 1], np.int32),
-        answer=np.where(past, 0, [[6, 1], [1, 0], [1, 0], [7, 1]]).astype(np.int32),
-        answer_length=length,
-        finished=np.ones(4, bool),
-        logp_rollout=np.where(past, 0, -2.0).astype(np.float32),
-        decode_steps=np.int32(0),
-        slot_steps=np.int32(0),
-    )
+    rollout = two_pairs.replace(reward=None)
     stage = config.load(str(Path(__file__).with_name("small_config.py"))).stages[1]
     assert isinstance(stage, settings.Reinforce)
     cfg = replace(stage, teacher=settings.Teacher(run="another"))
@@ -263,7 +252,7 @@ def test_in_reinforcement_learning_a_teacher_says_how_likely_it_finds_the_sample
     position = jnp.broadcast_to(jnp.arange(4), (4, 4))
     every = log_probs(wide, theirs, tokens, position, jnp.ones_like(tokens))
     for i, start in enumerate((2, 2, 1, 1)):
-        for t in range(length[i]):
+        for t in range(rollout.answer_length[i]):
             expected = every[i, start + t - 1, tokens[i, start + t]]
             assert found.logp_ref[i, t] == pytest.approx(expected, abs=1e-5)
 

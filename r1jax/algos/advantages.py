@@ -3,7 +3,9 @@
 An advantage function takes a `Rollout` whose rewards are known and gives [B, A]. Most compare an
 answer with the other answers to its prompt, and need no critic; `ppo` needs `rollout.value`,
 `prime` needs `rollout.process`, `by_source` the `rollout.parts` of a weighted reward, and
-`on_policy_distillation` a teacher's `rollout.logp_ref`.
+`on_policy_distillation` a teacher's `rollout.logp_ref`. A stage that selects prompts shows it as
+many as in any step: after those that were kept come empty ones, whose answers have no tokens and
+rewards of nan, as if they could not be judged.
 """
 
 from collections.abc import Callable, Sequence

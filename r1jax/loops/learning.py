@@ -1,5 +1,6 @@
 """What a rollout teaches: who looks at it again, what the critic learns, how the policy moves."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from r1jax import schedules, settings, sharding
 from r1jax.data.packing import collect
@@ -22,6 +23,7 @@ from r1jax.loops.step import (
     make_score,
     make_update,
 )
+from r1jax.rollout.answers import fill_up, with_rows
 from r1jax.state import init_state, last_learning_rate
 from r1jax.types import Batch, Params, Rollout, TrainState
 
@@ -171,10 +173,10 @@ def improve(
     where the policy stays it does too.
     """
     weight = kl_weight_of(state)
-    advantage = schedules.resolve(cfg.advantage, step, adapted=weight)(rollout)
+    advantage = of_answers(cfg, schedules.resolve(cfg.advantage, step, adapted=weight), rollout)
     mask = np.arange(rollout.answer.shape[1])[None] < rollout.answer_length[:, None]
     fields = {
-        "advantage": np.asarray(advantage, np.float32),
+        "advantage": advantage,
         "logp_rollout": rollout.logp_rollout,
     }
     for name in ("logp_old", "logp_ref"):
@@ -227,15 +229,13 @@ def improve_critic(
     """The state with the critic updated, unless it shares the policy's trunk; metrics; what it is
     to learn. A token whose target is nan gets no weight in its loss."""
     weight = kl_weight_of(state)
-    target = schedules.resolve(critic.target, step, adapted=weight)(rollout)
-    target = np.asarray(target, np.float32)
+    target = of_answers(cfg, schedules.resolve(critic.target, step, adapted=weight), rollout)
     mask = np.arange(target.shape[1])[None] < rollout.answer_length[:, None]
     mask &= ~np.isnan(target)
     target = np.where(mask, target, 0.0)
-    values = {
-        name: float(measure(jnp.asarray(said["value_old"]), jnp.asarray(target), jnp.asarray(mask)))
-        for name, measure in critic.measure.items()
-    }
+    whole = cfg.prompts * cfg.group  # as in `of_answers`
+    seen = [jnp.asarray(with_rows(x, whole)) for x in (said["value_old"], target, mask)]
+    values = {name: float(measure(*seen)) for name, measure in critic.measure.items()}
     lesson = {**said, "target": target}
     if learner.update_critic is None or state.critic is None:
         return state, values, lesson
@@ -254,6 +254,20 @@ def improve_critic(
     return state.replace(critic=learned), values | found, lesson
 
 
+def of_answers(
+    cfg: settings.Reinforce,
+    function: Callable[[Rollout], Float[Array, "B A"]],
+    rollout: Rollout,
+) -> Float[np.ndarray, "B A"]:
+    """What a function of rollouts says of the tokens of this one, on the host.
+
+    It is shown a step's whole number of prompts, empty ones after those that `cfg.select` kept:
+    its operations, which are compiled one by one for each shape, are then compiled once.
+    """
+    said = function(fill_up(rollout, cfg.prompts))
+    return np.asarray(said, np.float32)[: len(rollout.answer)]
+
+
 def learn(
     cfg: settings.Reinforce,
     context: Context,
@@ -270,15 +284,17 @@ def learn(
     """The updates of one network: `cfg.epochs` passes over random minibatches of the answers.
 
     It learns from the tokens of `mask`, which `weight` weighs, what `fields` say of each of them;
-    `numbers` go to the objective. Metrics are means over the updates, but `gap` is of the first,
-    when sampler and trainer have the same weights.
+    `numbers` go to the objective. Where `cfg.select` left fewer answers there are fewer
+    minibatches, as even as can be and none larger than in a full step. Metrics are means over the
+    updates, but `gap` is of the first, when sampler and trainer have the same weights.
     """
     history = []
+    largest = cfg.prompts * cfg.group // cfg.minibatches
     for epoch in range(cfg.epochs):
         order = np.arange(len(mask))
         if cfg.minibatches > 1:
             order = np.random.default_rng([context.run.seed, step, epoch]).permutation(len(mask))
-        for part in np.split(order, cfg.minibatches):
+        for part in np.array_split(order, math.ceil(len(order) / largest)):
             part = np.sort(part)
             extras = {name: values[part] for name, values in fields.items()}
             _, batches = pack_answers(

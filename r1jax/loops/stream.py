@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import grain
+import numpy as np
 
 from r1jax.data.packing import Fields, Packing, pack, place_texts, some_rows, text_size
 
@@ -67,10 +68,11 @@ def packed_batches(
 
     Some `window` texts, as many as make whole batches, are packed together and their rows
     shuffled. How many is fixed at the start, from how the first texts pack and 3% short of full:
-    so batch i can be computed from i. In a window whose texts happen to be longer than that, the
-    last few find no room and are left out until the next epoch. `encode` turns some rows into
-    their texts at once, end tokens included. What it gives for a row may be several texts that are
-    to lie in one packed row, if `size` counts their tokens and `place` lays them out.
+    so batch i can be computed from i. In a window whose texts happen to be longer than that, a few
+    rows drawn at random find no room, and their texts are left out until the next epoch. `encode`
+    turns some rows into their texts at once, end tokens included. What it gives for a row may be
+    several texts that are to lie in one packed row, if `size` counts their tokens and `place` lays
+    them out.
 
     Raises:
       ValueError: there are no rows, or a text has no tokens or does not fit a row (when it is
@@ -97,17 +99,23 @@ def packed_batches(
     row_order = shuffled(window_rows, seed=seed)
 
     @lru_cache(maxsize=2)
-    def load(number: int) -> tuple[list[T], Packing]:
+    def load(number: int) -> tuple[list[T], Packing, list[int]]:
         texts, lengths = read(number * window_texts, window_texts)
-        return texts, pack(lengths, row_length)
+        packing = pack(lengths, row_length)
+        rows = np.arange(window_rows)
+        if packing.num_rows > window_rows:  # the last rows are those of the shortest texts
+            rows = np.random.default_rng([seed, number]).permutation(packing.num_rows)
+        return texts, packing, rows[:window_rows].tolist()
 
     def chosen(i: int) -> tuple[Packing, list[T]]:
-        texts, packing = load(i // batches)
-        which, part = some_rows(packing, [row_order(i * batch_rows + r) for r in range(batch_rows)])
+        texts, packing, rows = load(i // batches)
+        order = [row_order(i * batch_rows + r) for r in range(batch_rows)]
+        which, part = some_rows(packing, [rows[r] for r in order])
         return part, [texts[j] for j in which]
 
     def dropped(i: int) -> int:
-        return int((load(i // batches)[1].row >= window_rows).sum())
+        texts, packing, rows = load(i // batches)
+        return len(texts) - int(np.isin(packing.row, rows).sum())
 
     return Stream(
         batch=lambda i: place(*chosen(i)),

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 
 from r1jax.types import Prompts, Rollout
 
+OF_PROMPTS = ("prompt", "prompt_length", "prompt_choice")
 COUNTS = ("decode_steps", "slot_steps", "drafted", "accepted")  # one number for each device
 
 
@@ -86,13 +87,49 @@ def take(rollout: Rollout, prompts: Bool[np.ndarray, " N"]) -> Rollout:
             f"need as many answers to each prompt, got B={len(rollout.answer)}, N={len(prompts)}"
         )
     answers = np.repeat(np.asarray(prompts, bool), group)
-    per_prompt = {"prompt", "prompt_length", "prompt_choice"}
     fields = {
-        name: value[prompts if name in per_prompt else answers]
+        name: value[prompts if name in OF_PROMPTS else answers]
         for name, value in vars(rollout).items()
         if value is not None and np.ndim(value)
     }
     return rollout.replace(**fields)
+
+
+def fill_up(rollout: Rollout, prompts: int) -> Rollout:
+    """The rollout on the host with empty prompts after its own, `prompts` in all.
+
+    Answers to them have no tokens, their rewards are nan as of any that could not be judged, and
+    `take` of the prompts that have a length gives the rollout back.
+
+    Raises:
+      ValueError: it has more prompts than that, or not as many answers to each.
+    """
+    own = len(rollout.prompt)
+    group, rest = divmod(len(rollout.answer), own)
+    if rest or own > prompts:
+        raise ValueError(
+            f"need as many answers to each of at most {prompts} prompts, "
+            f"got B={len(rollout.answer)}, N={own}"
+        )
+    fields = {
+        name: with_rows(
+            value,
+            prompts if name in OF_PROMPTS else prompts * group,
+            value=np.nan if name in ("reward", "parts") else 0.0,
+        )
+        for name, value in vars(rollout).items()
+        if value is not None and np.ndim(value)
+    }
+    return rollout.replace(**fields)
+
+
+def with_rows(x: np.ndarray, rows: int, *, value: float = 0.0) -> np.ndarray:
+    """The array with rows of one number after its own, `rows` in all."""
+    return np.pad(
+        x,
+        [(0, rows - len(x)), *((0, 0),) * (x.ndim - 1)],
+        constant_values=np.asarray(value, x.dtype),
+    )
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
