@@ -6,7 +6,8 @@ python -m r1jax.bench_load FOLDER --gigabytes 4     writes a random model there 
 A line for each repeat: `cat FILES > /dev/null`, then `hf.load`, seconds and GB/s. The first repeat
 reads the disk, into memory that the process has not touched yet, and tells how far the process's
 own memory went above the arrays at its highest. The others read the kernel's cache of the files,
-into memory that the first has left.
+into memory that the first has left; between the two they copy the files into arrays as they are,
+which is the least that a load has to do, and `cat`, which keeps nothing, has not.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from r1jax import config, host
 from r1jax.settings import Decoder
 
 EVERY = 0.005  # seconds between two looks at the memory
+PIECE = 2**24  # bytes that a thread reads at a time
 POOL = 2**22  # random numbers that a random model consists of, again and again
 
 
@@ -119,6 +122,30 @@ def read(files: list[Path]) -> float:
     return time.perf_counter() - began
 
 
+def copy(files: list[Path], threads: int) -> float:
+    """Seconds of reading the files into arrays of the process and nothing else."""
+    import numpy as np
+
+    def fill(file: Path, first: int, piece: np.ndarray) -> None:
+        with file.open("rb", buffering=0) as opened:
+            opened.seek(first)
+            got = 0
+            while got < len(piece):
+                got += opened.readinto(memoryview(piece)[got:])
+
+    began = time.perf_counter()
+    arrays = [np.empty(file.stat().st_size, np.uint8) for file in files]
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = [
+            pool.submit(fill, file, first, array[first : first + PIECE])
+            for file, array in zip(files, arrays, strict=True)
+            for first in range(0, len(array), PIECE)
+        ]
+        for each in waiting:
+            each.result()
+    return time.perf_counter() - began
+
+
 def forget(files: list[Path]) -> None:
     """Takes files out of the kernel's cache."""
     for file in files:
@@ -129,6 +156,8 @@ def forget(files: list[Path]) -> None:
 
 def lines(folder: Path, repeats: int) -> Iterator[str]:
     """A line for each repeat."""
+    from r1jax.models import hf
+
     files = sorted(folder.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files) / 1e9
     for repeat in range(repeats):
@@ -137,10 +166,15 @@ def lines(folder: Path, repeats: int) -> Iterator[str]:
         cat = read(files)
         if repeat == 0:
             forget(files)
-        took = load(folder)
         line = (
             f"{'disk ' if repeat == 0 else 'cache'} {size:.2f} GB | "
             f"cat {cat:6.2f} s {size / cat:6.2f} GB/s | "
+        )
+        if repeat > 0:
+            copied = copy(files, hf.num_threads())
+            line += f"copy {copied:6.2f} s {size / copied:6.2f} GB/s | "
+        took = load(folder)
+        line += (
             f"load {took.seconds:6.2f} s {size / took.seconds:6.2f} GB/s, "
             f"{took.cpu_seconds:.2f} s of processors"
         )

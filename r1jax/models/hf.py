@@ -71,7 +71,7 @@ def load(
     }
     own = [place for place in wanted if place.same_as is None]
     own.sort(key=lambda place: (found[place.name].file, found[place.name].start))
-    with ThreadPoolExecutor(_num_threads()) as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         for _ in pool.map(partial(_fill, read, found, weights), _pieces(own)):
             pass  # or raises what a thread raised
     arrays = [weight.array() for weight in weights.values()]
@@ -96,7 +96,7 @@ def _without_absent_modules(
     return replace(cfg, num_mtp=0)
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
     """As many as there are processors for this process, which copying alone can keep busy."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(count or 1, MAX_THREADS)
