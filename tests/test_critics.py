@@ -1,8 +1,12 @@
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from r1jax.algos import critics
+from r1jax.types import Batch
 
 
 def test_explained_variance_is_one_less_the_share_that_is_left():
@@ -51,3 +55,23 @@ def test_binary_cross_entropy_is_its_definition_and_does_not_overflow():
         np.testing.assert_allclose(got, expected, rtol=1e-5)
     far = critics.binary_cross_entropy(jnp.array([1e4, -1e4]), jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(far, [1e4, 1e4])
+
+
+def test_values_within_the_bounds_are_not_counted_as_clipped():
+    """In float32 a step added again to where it began may miss where it ended."""
+    rng = np.random.default_rng(0)
+    old = rng.normal(0, 0.3, (4, 50))
+    value, value_old = np.float32(old + rng.uniform(-0.19, 0.19, old.shape)), np.float32(old)
+    assert (value_old + (value - value_old) != value).any()
+    batch = Batch(
+        tokens=jnp.ones(old.shape, jnp.int32),
+        position=jnp.ones(old.shape, jnp.int32),
+        segment=jnp.ones(old.shape, jnp.int32),
+        mask=jnp.ones(old.shape, bool),
+        weight=jnp.full(old.shape, 1 / old.size, jnp.float32),
+        num_tokens=jnp.asarray(old.size, jnp.float32),
+        target=jnp.asarray(rng.integers(0, 2, old.shape), jnp.float32),
+        value_old=jnp.asarray(value_old),
+    )
+    _, metrics = jax.jit(partial(critics.value_loss, clip=0.2))(jnp.asarray(value), batch)
+    assert metrics["value_clipped"] == 0

@@ -31,7 +31,7 @@ def value_loss(
     """Half the squared error to the return, the larger of two: as it is, and with a step cut.
 
     sum(weight * max((value - target)^2, (cut - target)^2) / 2),
-    cut = value_old + clip(value - value_old, -clip, clip)
+    cut = clip(value, value_old - clip, value_old + clip)
 
     With `clip=None` it is the plain squared error. `target` are the returns and `value_old` what
     the critic said before the first update.
@@ -51,7 +51,8 @@ def value_loss(
     if clip is not None:
         if batch.value_old is None:
             raise ValueError("value_loss with a clip needs value_old in the batch, got None")
-        cut = batch.value_old + jnp.clip(value - batch.value_old, -clip, clip)
+        # Not value_old + clip(value - value_old): rounded, that is not the value within the bounds.
+        cut = jnp.clip(value, batch.value_old - clip, batch.value_old + clip)
         bounded = jnp.square(cut - batch.target)
         clipped = bounded > error
         error = jnp.maximum(error, bounded)
