@@ -104,7 +104,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters: for each weight w of `targets`, w + scale * a @ b with a and b of `rank`.
+    """Low-rank adapters: for each weight w of `targets`, w + scale * b @ a with a and b of `rank`.
 
     A stage with them trains them alone; the weights that it begins with stay.
     """

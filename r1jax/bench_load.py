@@ -131,7 +131,7 @@ def copy(files: list[Path], threads: int) -> float:
             opened.seek(first)
             got = 0
             while got < len(piece):
-                got += opened.readinto(memoryview(piece)[got:])
+                got += opened.readinto(piece.data[got:])
 
     began = time.perf_counter()
     arrays = [np.empty(file.stat().st_size, np.uint8) for file in files]

@@ -3,7 +3,7 @@
 A folder of checkpoints, with 40 updates done and then 20 more:
   40/ 60/        one checkpoint each:
     arrays/        the state, as orbax writes it
-    meta.json      metrics, the caller's notes, and the name, dtype and shape of every array
+    meta.json      FORM, metrics, the caller's notes, and every array's name, dtype and shape
     SHA256SUMS     a line for each of these files; `sha256sum --check SHA256SUMS` reads it
   unfinished/    what is being written or deleted; whatever is left there is rubbish
   damaged/       checkpoints that did not pass their check
@@ -36,6 +36,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 SUMS = "SHA256SUMS"
+# How a state's arrays are to be understood, where names and shapes do not tell. Without a form, or
+# with 1, weights of matmuls are [in, out]; with 2, [out, in].
+FORM = 2
 
 
 class Saved(NamedTuple):
@@ -82,6 +85,7 @@ class Store:
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         score = metrics.get(self.best, math.nan) if self.best else math.nan
         record = {
+            "form": FORM,
             "step": step,
             "score": None if math.isnan(score) else score,
             "metrics": metrics,
@@ -109,7 +113,8 @@ class Store:
         checkpoint is named in a line on stderr and moved to `damaged/`.
 
         Raises:
-          ValueError: an array is missing, is not wanted, or has another dtype or shape.
+          ValueError: the checkpoint has another form; or an array is missing, is not wanted, or
+            has another dtype or shape.
         """
         self.wait()
         step = self._newest_whole() if jax.process_index() == 0 else None
@@ -210,8 +215,8 @@ def load(
     `Store.restore`, for the parts that are wanted.
 
     Raises:
-      ValueError: there is no such checkpoint, it is damaged, or an array is missing or has another
-        dtype or shape.
+      ValueError: there is no such checkpoint, it is damaged or has another form, or an array is
+        missing or has another dtype or shape.
     """
     folder = Path(folder)
     steps = numbers(folder) if folder.is_dir() else []
@@ -288,6 +293,12 @@ def outline(tree: Any) -> Any:
 def _read(path: Path, like: Any, *, whole: bool) -> Saved:
     """Reads a checkpoint that passed its check."""
     record = json.loads((path / "meta.json").read_bytes())
+    form = record.get("form", 1)
+    if form != FORM:  # a square weight would be read the wrong way round without a word
+        raise ValueError(
+            f"{path} has form {form}, need {FORM}: another version of r1jax wrote it, whose "
+            f"r1jax.convert makes a folder of it that every version reads"
+        )
     saved, wanted = record["arrays"], _arrays(like)
     for name, need in wanted.items():
         if name not in saved:

@@ -100,7 +100,7 @@ def test_the_update_takes_the_rollouts_experts_again(share_prompts: bool) -> Non
     # A router that has changed would choose otherwise; it weighs what it is given.
     other = jax.tree.map(lambda w: w, params)
     mlp = other["groups"][1]["mlp"]
-    mlp["router"] = mlp["router"][..., ::-1]
+    mlp["router"] = mlp["router"][:, ::-1]
     run = jax.jit(lambda params, batch: auxiliary.run_batch(cfg, params, batch))
     out = run(other, batch)
     free = run(other, batch.replace(choice=None))

@@ -204,6 +204,29 @@ def test_another_dtype_shape_or_name_is_an_error_that_names_the_array(folder):
     assert numbers(folder) == [10, 20]
 
 
+def without_form(folder: Path, step: int) -> None:
+    """Makes a checkpoint one of before forms were written."""
+    path = folder / str(step)
+    record = json.loads((path / "meta.json").read_text())
+    del record["form"]
+    (path / "meta.json").write_text(json.dumps(record))
+    run = subprocess.run(["sha256sum", "meta.json"], cwd=path, capture_output=True, text=True)
+    kept = [x for x in (path / "SHA256SUMS").read_text().splitlines() if "meta.json" not in x]
+    lines = sorted([*kept, run.stdout.strip()], key=lambda line: line.partition("  ")[2])
+    (path / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    assert damage(path) is None
+
+
+def test_a_checkpoint_of_another_form_is_refused_in_one_line(folder):
+    without_form(folder, 20)
+    line = r"20 has form 1, need 2: another version of r1jax wrote it, whose r1jax.convert .*$"
+    with pytest.raises(ValueError, match=line):
+        load(folder, 20, {"params": small(0).params})
+    with open_checkpoints(folder) as store, pytest.raises(ValueError, match=line):
+        store.restore(small(0))
+    assert load(folder, 10, {"params": small(0).params}).step == 10
+
+
 def test_meta_json_can_be_read_without_this_package(folder):
     record = json.loads((folder / "20" / "meta.json").read_text())
     assert record["arrays"]["params/embed"] == "float32[40,50]" and record["meta"] == {"rows": 20}

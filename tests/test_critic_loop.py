@@ -369,6 +369,7 @@ def stage() -> settings.Reinforce:
         advantage=partial(advantages.ppo, **PENALTY),
         loss=partial(losses.policy_loss, kl=k3, kl_weight=RULE),
         reference="start",
+        optimizer=partial(adamw, learning_rate=3e-3),
         minibatches=2,
         evaluate_every=9,
         checkpoints=settings.Checkpoints(every=1, keep=9),

@@ -65,7 +65,7 @@ def numpy_logits(cfg: Decoder, params: dict, tokens: np.ndarray) -> np.ndarray:
     for i in range(group.count):
         p = jax.tree.map(lambda w, i=i: w[i], params["groups"][0])
         h = norm(p["mixer_norm"], x)
-        qkv = np.einsum("td,dkrh->tkrh", h, p["mixer"]["qkv"])
+        qkv = np.einsum("td,krhd->tkrh", h, p["mixer"]["qkv"])
         if attention.bias:
             qkv = qkv + p["mixer"]["bias"]
         mixed = np.zeros_like(x)
@@ -82,11 +82,11 @@ def numpy_logits(cfg: Decoder, params: dict, tokens: np.ndarray) -> np.ndarray:
                     score = key[: t + 1] @ rope(query[t], t) / np.sqrt(attention.head_dim)
                     weight = np.exp(score - score.max())
                     value = weight / weight.sum() @ qkv[: t + 1, kv, per_kv + 1]
-                    mixed[t] += value @ p["mixer"]["out"][kv, r]
+                    mixed[t] += p["mixer"]["out"][:, kv, r] @ value
         x = x + mixed
         h = norm(p["mlp_norm"], x)
-        gate, up = h @ p["mlp"]["gate"], h @ p["mlp"]["up"]
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ p["mlp"]["down"]
+        gate, up = h @ p["mlp"]["gate"].T, h @ p["mlp"]["up"].T
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ p["mlp"]["down"].T
     head = params["embed"] if cfg.tied else params["head"]
     return norm(params["norm"], x) @ head.T
 

@@ -26,7 +26,7 @@ def test_a_run_begins_with_the_weights_of_its_folder_in_float32() -> None:
     _, expected = hf.load(FOLDER, dtype=jnp.float32)
     chex.assert_trees_all_equal(found, expected)
     gate = found["groups"][0]["mlp"]["gate"]
-    assert gate.addressable_shards[0].data.shape == (2, 16, 40)
+    assert gate.addressable_shards[0].data.shape == (2, 40, 16)
     random = parameters.first_params(run_with(model, None), mesh)
     assert jax.tree.structure(random) == jax.tree.structure(found)
 

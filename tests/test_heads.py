@@ -117,15 +117,15 @@ def test_adapters_start_as_nothing_and_add_their_product(family: str) -> None:
     name = "groups/0/mixer/out"
     a, b = adapters[name]
     weight, moved = params["groups"][0]["mixer"]["out"], merged["groups"][0]["mixer"]["out"]
-    x = jax.random.normal(jax.random.key(2), weight.shape[1:-1])
+    x = jax.random.normal(jax.random.key(2), weight.shape[2:])
     letters = "khj"[: x.ndim]
-    apply = lambda w: jnp.einsum(f"{letters},{letters}d->d", x, w)  # noqa: E731
-    want = apply(weight[0]) + 2 * apply(a[0]) @ b[0]
+    apply = lambda w: jnp.einsum(f"{letters},d{letters}->d", x, w)  # noqa: E731
+    want = apply(weight[0]) + 2 * b[0] @ apply(a[0])
     np.testing.assert_allclose(apply(moved[0]), want, rtol=1e-4, atol=1e-5)
     if family == "deepseek_v3":
         a, b = adapters["groups/1/mlp/down"]
-        assert a.shape == (1, 8, 16, 3)  # of each expert
-        want = params["groups"][1]["mlp"]["down"][0, 5] + 2 * a[0, 5] @ b[0, 5]
+        assert a.shape == (1, 8, 3, 16)  # of each expert
+        want = params["groups"][1]["mlp"]["down"][0, 5] + 2 * b[0, 5] @ a[0, 5]
         np.testing.assert_allclose(merged["groups"][1]["mlp"]["down"][0, 5], want, rtol=1e-4)
 
 

@@ -98,7 +98,7 @@ def test_a_mesh_holds_the_same_weights_split_as_the_rules_say(family: str, tmp_p
     places = sharding.shardings(decoder.leaves(cfg), mesh)
     assert jax.tree.map(lambda w: w.sharding, split) == places
     mlp = split["groups"][0]["mlp"]["gate"]
-    assert mlp.addressable_shards[0].data.shape == (mlp.shape[0], 16, 20)
+    assert mlp.addressable_shards[0].data.shape == (mlp.shape[0], 20, 16)
     hf.save(tmp_path / "split", cfg, split)
     hf.save(tmp_path / "whole", cfg, whole)
     assert contents(tmp_path / "split") == contents(tmp_path / "whole")
@@ -222,7 +222,7 @@ def test_a_folder_with_fp8_weights_loads_as_bfloat16(tmp_path: Path) -> None:
     weight = params["groups"][0]["mixer"]["out"]
     assert weight.dtype == jnp.bfloat16
     want = (tensors[name].astype(np.float32) * scale).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(np.asarray(weight[0]).reshape(-1, cfg.dim), want.T)
+    np.testing.assert_array_equal(np.asarray(weight[0]).reshape(cfg.dim, -1), want)
     assert np.abs(want.astype(np.float32) - plain).max() < 0.04 * np.abs(plain).max()
 
 

@@ -120,7 +120,7 @@ def test_a_judge_on_this_machine_is_a_part_of_a_reward(tmp_path: Path):
     words = tokenizer()
     words.chat_template = TEMPLATE
     # Far from the even distribution of small weights, so that replies differ.
-    params = jax.tree.map(lambda w: 20 * w, sharding.init(decoder.leaves(CFG), jax.random.key(0)))
+    params = jax.tree.map(lambda w: 20 * w, sharding.init(decoder.leaves(CFG), jax.random.key(1)))
     hf.save(tmp_path / "judge", CFG, params, words)
     model = Local(folder=str(tmp_path / "judge"), engine=ENGINE, at_once=4, dtype="float32")
     settings = {"rubric": CORRECT, "reference": "answer", "scale": (0, 60)}

@@ -100,12 +100,12 @@ def texts(vocabulary: int) -> list[Batch]:
 def by_the_chain_rule(
     a: np.ndarray, b: np.ndarray, grad: np.ndarray, scale: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of a and b from that of w + scale * a @ b, layer by layer."""
+    """Gradients of a and b from that of w + scale * b @ a, layer by layer."""
     stacked = a.ndim + b.ndim - grad.ndim - 2
-    lead, rank = a.shape[:stacked], a.shape[-1]
-    a2, b2 = a.reshape(*lead, -1, rank), b.reshape(*lead, rank, -1)
-    g = np.asarray(grad, np.float64).reshape(*lead, a2.shape[-2], b2.shape[-1])
-    of_a, of_b = scale * g @ b2.swapaxes(-1, -2), scale * a2.swapaxes(-1, -2) @ g
+    lead, rank = b.shape[:stacked], b.shape[-1]
+    a2, b2 = a.reshape(*lead, rank, -1), b.reshape(*lead, -1, rank)
+    g = np.asarray(grad, np.float64).reshape(*lead, b2.shape[-2], a2.shape[-1])
+    of_a, of_b = scale * b2.swapaxes(-1, -2) @ g, scale * g @ a2.swapaxes(-1, -2)
     return of_a.reshape(a.shape), of_b.reshape(b.shape)
 
 
@@ -151,11 +151,11 @@ def test_each_expert_of_each_layer_has_an_adapter_and_its_gradient() -> None:
     rng = np.random.default_rng(0)
     w, a, b, grad = (
         rng.normal(size=(2, 3, *shape)).astype(np.float32)
-        for shape in ((4, 5), (4, 2), (2, 5), (4, 5))
+        for shape in ((5, 4), (2, 4), (5, 2), (5, 4))
     )
     total = lambda a, b: adapted.total(adapted.Adapted(weight=w, a=a, b=b, scale=0.5))  # noqa: E731
     found, pull = jax.vjp(total, a, b)
-    close(found[1, 2], w[1, 2] + 0.5 * (a[1, 2] @ b[1, 2]))
+    close(found[1, 2], w[1, 2] + 0.5 * (b[1, 2] @ a[1, 2]))
     for one, other in zip(pull(grad), by_the_chain_rule(a, b, grad, 0.5), strict=True):
         close(one, other)
 
@@ -191,7 +191,7 @@ def test_on_texts_adapters_learn_and_the_weights_keep_every_bit(tmp_path: Path) 
     a, b = checkpoint.load(
         tmp_path / "checkpoints" / "base", 6, {"params": like(RUN.model, SFT, mesh)}
     ).state["params"]["lora"]["groups/0/mlp/down"]
-    want = np.asarray(params["groups"][0]["mlp"]["down"], np.float64) + 2.0 * (a @ b)
+    want = np.asarray(params["groups"][0]["mlp"]["down"], np.float64) + 2.0 * (b @ a)
     np.testing.assert_allclose(left["groups"][0]["mlp"]["down"], want, atol=1e-6)
 
 

@@ -48,10 +48,10 @@ def numpy_experts(cfg: Experts, params: dict, x: np.ndarray) -> tuple[np.ndarray
     out, choices = np.zeros_like(x), []
 
     def feed(gate: np.ndarray, up: np.ndarray, down: np.ndarray, h: np.ndarray) -> np.ndarray:
-        return (silu(h @ gate) * (h @ up)) @ down
+        return down @ (silu(gate @ h) * (up @ h))
 
     for t, h in enumerate(x):
-        logit = h @ p["router"]
+        logit = p["router"] @ h
         if cfg.score == "sigmoid":
             score = 1 / (1 + np.exp(-logit))
             value = score + p["router_bias"]
@@ -86,14 +86,14 @@ def every_product(x: jax.Array, weight: jax.Array, sizes: jax.Array) -> jax.Arra
     end = jnp.cumsum(sizes)
     row = jnp.arange(x.shape[0])[:, None]
     member = (row >= (end - sizes)[None]) & (row < end[None])
-    return jnp.einsum("nd,edf,ne->nf", x, weight, member.astype(x.dtype))
+    return jnp.einsum("nd,efd,ne->nf", x, weight, member.astype(x.dtype))
 
 
 @pytest.mark.parametrize("sizes", [[3, 0, 4, 2], [0, 0, 0, 9], [0, 0, 0, 0], [1, 2, 3, 1]])
 def test_grouped_products_and_their_gradients_are_those_of_every_product(sizes: list[int]) -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], (9, 5))
-    weight = jax.random.normal(keys[1], (4, 5, 3))
+    weight = jax.random.normal(keys[1], (4, 3, 5))
     counts = jnp.asarray(sizes)
 
     def total(x: jax.Array, weight: jax.Array, multiply) -> jax.Array:
@@ -147,7 +147,7 @@ def test_a_replayed_choice_is_taken_and_weighted_by_the_routers_own_scores() -> 
     other = jnp.tile(jnp.asarray([[0, 3, 7]]), (5, 1))  # the router would need two groups
     weight, routing = moe.route(SIGMOID, params, x, choice=other)
     np.testing.assert_array_equal(routing.choice, other)
-    score = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(params["router"])))
+    score = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(params["router"]).T))
     chosen = np.take_along_axis(score, np.asarray(other), axis=1)
     np.testing.assert_allclose(weight, 2.5 * chosen / chosen.sum(1, keepdims=True), rtol=1e-5)
     own, before = jax.jit(partial(moe.experts, SIGMOID))(params, x)
@@ -193,7 +193,7 @@ def test_the_bias_moves_by_its_rate_towards_the_mean_load() -> None:
 def test_repeated_bias_updates_balance_a_router_that_was_not() -> None:
     cfg = Experts(num_experts=4, top_k=1, dim=6, score="sigmoid")
     x = inputs(400)
-    tilt = jnp.zeros((DIM, 4)).at[0].set(jnp.asarray([1.0, 0, 0, 0]))
+    tilt = jnp.zeros((4, DIM)).at[:, 0].set(jnp.asarray([1.0, 0, 0, 0]))
     params = {**weights(cfg), "router_bias": jnp.zeros(4)}
     params["router"] = 0.3 * params["router"] + tilt
     x = x.at[:, 0].set(3.0)

@@ -220,8 +220,8 @@ def with_adapters(params: Any, adapters: Any, scale: float) -> Any:
         place = params
         for word in path:
             place = place[int(word) if word.isdigit() else word]
-        a, b = a.reshape(len(a), -1, a.shape[-1]), b.reshape(*b.shape[:2], -1)
-        place[last] = place[last] + scale * (a @ b).reshape(place[last].shape)
+        a, b = a.reshape(*a.shape[:2], -1), b.reshape(len(b), -1, b.shape[-1])
+        place[last] = place[last] + scale * (b @ a).reshape(place[last].shape)
     return params
 
 

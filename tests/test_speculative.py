@@ -34,7 +34,9 @@ def generate(params: dict, prompts: Prompts, engine: Engine) -> Rollout:
 @pytest.fixture(scope="module")
 def params() -> dict:
     params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
-    return {**params, "embed": 2 * params["embed"]}  # else greedy answers soon repeat themselves
+    # Larger than those that training begins with: else greedy answers soon repeat themselves.
+    groups = jax.tree.map(lambda w: 1.5 * w, params["groups"])
+    return {**params, "embed": 2 * params["embed"], "groups": groups}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])

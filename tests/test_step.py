@@ -150,8 +150,8 @@ def test_weights_and_optimizer_are_split_by_the_rules() -> None:
         state = init_state(params, optax.adam(1e-3))
     adam = state.opt_state[0]
     for tree in (params, adam.mu, adam.nu):
-        qkv = tree["groups"][0]["mixer"]["qkv"]  # [L, D, K, R + 2, H]: D by fsdp, K by tensor
-        assert qkv.addressable_shards[0].data.shape == (2, 16, 2, 3, 8)
+        qkv = tree["groups"][0]["mixer"]["qkv"]  # [L, K, R + 2, H, D]: K by tensor, D by fsdp
+        assert qkv.addressable_shards[0].data.shape == (2, 2, 3, 8, 16)
         assert tree["embed"].addressable_shards[0].data.shape == (16, 16)
         assert tree["norm"].addressable_shards[0].data.shape == (32,)
 

@@ -15,10 +15,10 @@ from r1jax.types import Array, Params
 
 
 class Adapted(struct.PyTreeNode, kw_only=True):
-    """weight + scale * a @ b. Their first dimensions may be stacked: layers, experts.
+    """weight + scale * b @ a. Their first dimensions may be stacked: layers, experts.
 
-    `a` has the weight's stacked and input dimensions and then the rank, `b` the stacked ones, the
-    rank and the weight's output dimensions.
+    `a` has the weight's stacked dimensions, the rank and the weight's input dimensions, `b` the
+    stacked and the output dimensions and then the rank.
     """
 
     weight: Array
@@ -34,11 +34,11 @@ def is_adapted(x: Any) -> bool:
 def total(x: Adapted) -> jax.Array:
     """The sum, float32: in a narrower dtype small adapters would be lost."""
     stacked = stacked_dims(x)
-    batch, rank = x.weight.shape[:stacked], x.a.shape[-1]
-    a = x.a.astype(jnp.float32).reshape(*batch, -1, rank)
-    b = x.b.astype(jnp.float32).reshape(*batch, rank, -1)
+    batch, rank = x.weight.shape[:stacked], x.b.shape[-1]
+    a = x.a.astype(jnp.float32).reshape(*batch, rank, -1)
+    b = x.b.astype(jnp.float32).reshape(*batch, -1, rank)
     # Accelerators would round the factors to fewer bits.
-    product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    product = jnp.matmul(b, a, precision=jax.lax.Precision.HIGHEST)
     return x.weight.astype(jnp.float32) + x.scale * product.reshape(x.weight.shape)
 
 

@@ -58,7 +58,7 @@ def leaves(cfg: settings.Decoder) -> Params:
 def mtp_leaves(cfg: settings.Decoder) -> Params:
     """The weights of one multi-token-prediction module (`r1jax.models.mtp`)."""
     norm = Leaf((cfg.dim,), (None,), ones)
-    join = Leaf((2 * cfg.dim, cfg.dim), ("embed", None), normal((2 * cfg.dim) ** -0.5))
+    join = Leaf((cfg.dim, 2 * cfg.dim), (None, "embed"), normal((2 * cfg.dim) ** -0.5))
     return {
         "embed_norm": norm,
         "hidden_norm": norm,
@@ -288,22 +288,12 @@ def compute_weights(cfg: settings.Decoder, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def unstack(
-    cfg: settings.Decoder, params: Params, *, turn: bool = False
-) -> list[tuple[settings.Group, Params]]:
-    """Each layer's settings and weights in order, for loops that are not scanned.
-
-    With `turn` the large weights of dense layers are `layers.Turned`, for few rows on CPUs.
-    """
+def unstack(cfg: settings.Decoder, params: Params) -> list[tuple[settings.Group, Params]]:
+    """Each layer's settings and weights in order, for loops that are not scanned."""
     out = []
     for group, stacked in zip(cfg.groups, params["groups"], strict=True):
         for i in range(group.count):
-            weights = jax.tree.map(lambda w, i=i: w[i], stacked)
-            if turn and isinstance(group.mixer, settings.Attention):
-                weights["mixer"] = layers.turned(weights["mixer"], layers.GQA_MATRICES)
-            if turn and isinstance(group.mlp, settings.Mlp):
-                weights["mlp"] = layers.turned(weights["mlp"], layers.MLP_MATRICES)
-            out.append((group, weights))
+            out.append((group, jax.tree.map(lambda w, i=i: w[i], stacked)))
     return out
 
 

@@ -1,7 +1,7 @@
 """Models in Hugging Face folders: config.json, *.safetensors with an index, tokenizer.
 
-`load` streams: each piece of a tensor goes from the file's memory map to the devices that hold a
-part of it, and is forgotten before the next. Everything is checked before the first array is made.
+`load` streams: each piece of a tensor goes from the file to the devices that hold a part of it, and
+is forgotten before the next. Everything is checked before the first array is made.
 """
 
 import json
@@ -116,9 +116,13 @@ def _fill(
     """One piece from its file to where it belongs."""
     place, first = piece
     entry = found[place.name].rows(first, place.shape[0])
-    scale = found.get(place.name + SCALE)
+    scale, weight = found.get(place.name + SCALE), weights[place.path]
+    own = weight.memory(place, entry.dtype)
+    if own is not None:
+        safetensors.read_into(entry, own)
+        return
     array = read(entry) if scale is None else dequantize(read(entry), read(scale), first)
-    weights[place.path].fill(place, array)
+    weight.fill(place, array)
     read.forget(entry)
 
 
@@ -402,7 +406,7 @@ def _tensor(place: Place, weight: jax.Array) -> np.ndarray:
     if not weight.is_fully_addressable:
         raise ValueError(f"{place.name}: a part of it is on another process; gather it first")
     out = np.empty(place.shape, weight.dtype)
-    block = place.view(out)
+    block = out.reshape(place.block)
     for shard in weight.addressable_shards:
         if shard.replica_id:
             continue

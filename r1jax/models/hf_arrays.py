@@ -1,8 +1,8 @@
 """Weights while they are read: pieces of the files' tensors become arrays on devices.
 
-A tensor of a file is [out, in] and one layer's; a weight here is [in, out] and all layers'. Where
-the device's memory is the host's, a piece is transposed from the file straight to where it belongs;
-elsewhere it is sent, and written into the weight there.
+A tensor of a file is one layer's, a weight here all layers'. Where the device's memory is the
+host's, a piece is read from the file straight to where it belongs; elsewhere it is sent, and
+written into the weight there.
 """
 
 import threading
@@ -17,7 +17,6 @@ import numpy as np
 from r1jax.models.hf_names import Place, check_block
 from r1jax.sharding import Leaf
 
-TILE = (128, 512 * 2**10)  # rows and bytes that are transposed at a time; they stay in a cache
 LINE = 64  # bytes; XLA uses host memory as it is where it begins at a multiple
 
 
@@ -38,10 +37,21 @@ class Weight:
             make = _empty if on_host(device) else partial(jnp.zeros, device=device)
             self._ranges[device], self._held[device] = ranges, make(shape, dtype)
 
+    def memory(self, place: Place, dtype: np.dtype) -> np.ndarray | None:
+        """Where the piece's numbers belong, if that is one place and they need no change."""
+        check_block(place, self._leaf.shape)
+        if len(self._held) != 1:
+            return None
+        ((device, held),) = self._held.items()
+        if not on_host(device) or held.shape != self._leaf.shape or held.dtype != dtype:
+            return None
+        ends = zip(place.at, place.block, strict=True)
+        return held[tuple(slice(begin, begin + size) for begin, size in ends)]
+
     def fill(self, place: Place, array: np.ndarray) -> None:
         """Writes a tensor, or a piece of one, to where it belongs. Threads may do so at once."""
         check_block(place, self._leaf.shape)
-        block = place.view(array)
+        block = array.reshape(place.block)
         for device, ranges in self._ranges.items():
             cut, at = [], []
             for (low, high), begin, size in zip(ranges, place.at, block.shape, strict=True):
@@ -84,32 +94,11 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def copy(out: np.ndarray, block: np.ndarray) -> None:
-    """Makes `out` equal to `block`, of the same shape, fast where one is the other's transpose.
-
-    That goes tile by tile through memory that stays in a cache. Its rows are a little apart, for
-    rows that begin at multiples of 4 KB all want the same few places of the cache.
-    """
-    size, dtype = out.itemsize, out.dtype
-    if dtype == block.dtype:  # as whole numbers of the same bits, which numpy copies faster
-        dtype = np.dtype(f"u{size}")
-        out, block = out.view(dtype), block.view(dtype)
-    out, block = out.squeeze(), block.squeeze()
-    inner = [int(np.argmin(x.strides)) if x.ndim else 0 for x in (out, block)]
-    if inner[0] == inner[1]:
-        np.copyto(out, block, casting="unsafe")
-        return
-    out, block = (np.moveaxis(x, inner, (-2, -1)) for x in (out, block))
-    rows, columns = TILE[0], TILE[1] // TILE[0] // size
-    tile = np.empty((rows, columns + LINE // size), dtype)
-    out, moved = (x.view(f"u{size}") for x in (out, tile))
-    for index in np.ndindex(out.shape[:-2]):
-        for i in range(0, out.shape[-2], rows):
-            for j in range(0, out.shape[-1], columns):
-                at = (*index, slice(i, i + rows), slice(j, j + columns))
-                piece = block[at]
-                n, m = piece.shape
-                np.copyto(tile[:n, :m], piece, casting="unsafe")
-                np.copyto(out[at], moved[:n, :m])
+    """Makes `out` equal to `block`, of the same shape."""
+    if out.dtype == block.dtype:  # as whole numbers of the same bits, which numpy copies faster
+        bits = np.dtype(f"u{out.itemsize}")
+        out, block = out.view(bits), block.view(bits)
+    np.copyto(out, block, casting="unsafe")
 
 
 @partial(jax.jit, donate_argnums=0)

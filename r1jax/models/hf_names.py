@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-import numpy as np
-
 from r1jax import settings
 
 Path = tuple[Any, ...]  # keys from the root of the tree to a leaf
@@ -16,27 +14,16 @@ Path = tuple[Any, ...]  # keys from the root of the tree to a leaf
 class Place:
     """One tensor of the files and the block of a weight that it fills.
 
-    The tensor, reshaped to `split` and its dimensions then ordered by `order`, is the block that
-    begins at `at`. `same_as` names a tensor that must hold the same numbers: the file repeats it,
-    the tree does not.
+    The tensor, reshaped to `block`, is what the weight has from `at` on. `same_as` names a tensor
+    that must hold the same numbers: the file repeats it, the tree does not.
     """
 
     name: str
     shape: tuple[int, ...]
     path: Path
-    split: tuple[int, ...]
-    order: tuple[int, ...]
+    block: tuple[int, ...]
     at: tuple[int, ...]
     same_as: str | None = None
-
-    @property
-    def block(self) -> tuple[int, ...]:
-        """The block's shape."""
-        return tuple(self.split[i] for i in self.order)
-
-    def view(self, array: np.ndarray) -> np.ndarray:
-        """The block as a view of the file's tensor."""
-        return array.reshape(self.split).transpose(self.order)
 
 
 def places(cfg: settings.Decoder) -> list[Place]:
@@ -66,11 +53,8 @@ def repeated(name: str, shape: tuple[int, ...], same_as: str) -> Place:
 
 
 def _whole(name: str, path: Path, shape: tuple[int, ...], same_as: str | None = None) -> Place:
-    order = tuple(range(len(shape)))
     at = (0,) * len(shape)
-    return Place(
-        name=name, shape=shape, path=path, split=shape, order=order, at=at, same_as=same_as
-    )
+    return Place(name=name, shape=shape, path=path, block=shape, at=at, same_as=same_as)
 
 
 def _mtp(cfg: settings.Decoder, prefix: str, i: int) -> Iterator[Place]:
@@ -80,7 +64,7 @@ def _mtp(cfg: settings.Decoder, prefix: str, i: int) -> Iterator[Place]:
     yield _whole(f"{prefix}embed_tokens.weight", (), table, same_as="model.embed_tokens.weight")
     for name, file in (("embed_norm", "enorm"), ("hidden_norm", "hnorm")):
         yield _part(f"{prefix}{file}.weight", ("mtp", name), (cfg.dim,), i)
-    yield _part(f"{prefix}eh_proj.weight", ("mtp", "join"), (cfg.dim, 2 * cfg.dim), i, order=(1, 0))
+    yield _part(f"{prefix}eh_proj.weight", ("mtp", "join"), (cfg.dim, 2 * cfg.dim), i)
     yield from _layer(cfg, cfg.groups[-1], prefix, ("mtp", "layer"), i)
     yield _part(f"{prefix}shared_head.norm.weight", ("mtp", "norm"), (cfg.dim,), i)
     yield _whole(f"{prefix}shared_head.head.weight", (), table, same_as=head)
@@ -106,32 +90,28 @@ def _layer(
 def _part(
     name: str,
     path: Path,
-    split: tuple[int, ...],
+    block: tuple[int, ...],
     *index: int,
-    order: tuple[int, ...] | None = None,
     at: tuple[int, ...] | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> Place:
     """A tensor that fills the block at `index` of the leading dimensions, which are stacked.
 
-    `split`, `order` and `at` speak of the dimensions behind those.
+    `block` and `at` speak of the dimensions behind those.
     """
-    n = len(index)
-    order = tuple(range(len(split))) if order is None else order
     return Place(
         name=name,
-        shape=split if shape is None else shape,
+        shape=block if shape is None else shape,
         path=path,
-        split=(1,) * n + split,
-        order=(*range(n), *(n + j for j in order)),
-        at=(*index, *((0,) * len(split) if at is None else at)),
+        block=(1,) * len(index) + block,
+        at=(*index, *((0,) * len(block) if at is None else at)),
     )
 
 
 def _gqa(cfg: settings.Attention, dim: int, prefix: str, root: Path, i: int) -> Iterator[Place]:
     kv, head = cfg.num_kv_heads, cfg.head_dim
     per_kv = cfg.num_heads // kv
-    # Of qkv[:, k]: how many rows, and after how many others.
+    # Of qkv[k]: how many rows, and after how many others.
     rows = (("q", per_kv, 0), ("k", 1, per_kv), ("v", 1, per_kv + 1))
     for name, count, begin in rows:
         yield _part(
@@ -139,8 +119,7 @@ def _gqa(cfg: settings.Attention, dim: int, prefix: str, root: Path, i: int) -> 
             (*root, "qkv"),
             (kv, count, head, dim),
             i,
-            order=(3, 0, 1, 2),
-            at=(0, 0, begin, 0),
+            at=(0, begin, 0, 0),
             shape=(kv * count * head, dim),
         )
         if cfg.bias:
@@ -157,7 +136,6 @@ def _gqa(cfg: settings.Attention, dim: int, prefix: str, root: Path, i: int) -> 
         (*root, "out"),
         (dim, kv, per_kv, head),
         i,
-        order=(1, 2, 3, 0),
         shape=(dim, cfg.num_heads * head),
     )
     if cfg.qk_norm:
@@ -169,11 +147,11 @@ def _latent(cfg: settings.Latent, dim: int, prefix: str, root: Path, i: int) -> 
     heads, query = cfg.num_heads, cfg.nope_dim + cfg.rope_dim
 
     def up(name: str, leaf: str, size: int, rank: int) -> Place:
-        split, shape = (heads, size, rank), (heads * size, rank)
-        return _part(f"{prefix}{name}", (*root, leaf), split, i, order=(2, 0, 1), shape=shape)
+        block, shape = (heads, size, rank), (heads * size, rank)
+        return _part(f"{prefix}{name}", (*root, leaf), block, i, shape=shape)
 
     def down(name: str, leaf: str, size: int) -> Place:
-        return _part(f"{prefix}{name}", (*root, leaf), (size, dim), i, order=(1, 0))
+        return _part(f"{prefix}{name}", (*root, leaf), (size, dim), i)
 
     if cfg.q_rank is None:
         yield up("q_proj.weight", "q", query, dim)
@@ -189,19 +167,17 @@ def _latent(cfg: settings.Latent, dim: int, prefix: str, root: Path, i: int) -> 
         (*root, "out"),
         (dim, heads, cfg.value_dim),
         i,
-        order=(1, 2, 0),
         shape=(dim, heads * cfg.value_dim),
     )
 
 
 def _mlp(width: int, dim: int, prefix: str, root: Path, *index: int) -> Iterator[Place]:
-    for name, split in (("gate", (width, dim)), ("up", (width, dim)), ("down", (dim, width))):
-        yield _part(f"{prefix}{name}_proj.weight", (*root, name), split, *index, order=(1, 0))
+    for name, shape in (("gate", (width, dim)), ("up", (width, dim)), ("down", (dim, width))):
+        yield _part(f"{prefix}{name}_proj.weight", (*root, name), shape, *index)
 
 
 def _experts(cfg: settings.Experts, dim: int, prefix: str, root: Path, i: int) -> Iterator[Place]:
-    router = (cfg.num_experts, dim)
-    yield _part(f"{prefix}gate.weight", (*root, "router"), router, i, order=(1, 0))
+    yield _part(f"{prefix}gate.weight", (*root, "router"), (cfg.num_experts, dim), i)
     if cfg.score == "sigmoid":
         name = f"{prefix}gate.e_score_correction_bias"
         yield _part(name, (*root, "router_bias"), (cfg.num_experts,), i)
@@ -216,21 +192,21 @@ def pieces(place: Place, size: int) -> Iterator[tuple[Place, int]]:
 
     A piece has at most `size` numbers if the tensor's layout allows it.
     """
-    axis = next((i for i, n in enumerate(place.split) if n > 1), 0)
-    count = place.split[axis]
+    axis = next((i for i, n in enumerate(place.block) if n > 1), 0)
+    count = place.block[axis]
     rows = place.shape[0] // count  # of the tensor, for one step along the axis
     step = max(1, size * count // max(1, prod(place.shape)))
     for begin in range(0, count, step):
         n = min(step, count - begin)
         at = list(place.at)
-        at[place.order.index(axis)] += begin
-        split = (*place.split[:axis], n, *place.split[axis + 1 :])
+        at[axis] += begin
+        block = (*place.block[:axis], n, *place.block[axis + 1 :])
         shape = (n * rows, *place.shape[1:])
-        yield replace(place, shape=shape, split=split, at=tuple(at)), begin * rows
+        yield replace(place, shape=shape, block=block, at=tuple(at)), begin * rows
 
 
 def check_block(place: Place, leaf: tuple[int, ...]) -> None:
     """An invariant of this module: a block lies inside its weight, and holds its tensor."""
     ends = [begin + size for begin, size in zip(place.at, place.block, strict=True)]
     assert all(end <= size for end, size in zip(ends, leaf, strict=True)), (place, leaf)
-    assert prod(place.split) == prod(place.shape), place
+    assert prod(place.block) == prod(place.shape), place

@@ -1,6 +1,6 @@
 """Low-rank adapters as a tree of their own: `{name: (a, b)}`, name being a weight's path.
 
-The adapted weight is w + scale * a @ b, whatever the shape of w: a meets its inputs and b its
+The adapted weight is w + scale * b @ a, whatever the shape of w: a meets its inputs and b its
 outputs, and stacked layers and experts have an adapter each. Training differentiates through
 `attach`; the rollout engine and export get what `merge` gives.
 
@@ -24,20 +24,9 @@ from r1jax.types import Params
 
 Adapters = dict[str, tuple[jax.Array, jax.Array]]
 
-# The last key of a weight's path -> how many of its dimensions are stacked, and are inputs.
-# Stacks of experts have one more.
-TARGETS = {
-    "qkv": 1,
-    "q": 1,
-    "q_down": 1,
-    "q_up": 1,
-    "kv_down": 1,
-    "kv_up": 1,
-    "gate": 1,
-    "up": 1,
-    "down": 1,
-}
-OUT = {settings.Attention: 3, settings.Latent: 2}  # inputs of a mixer's `out`: head dimensions
+# The last keys of the paths of weights that may have an adapter.
+TARGETS = ("qkv", "out", "q", "q_down", "q_up", "kv_down", "kv_up", "gate", "up", "down")
+OUT = {settings.Attention: 3, settings.Latent: 2}  # dimensions that are inputs of a mixer's `out`
 
 
 def adapter_leaves(
@@ -48,7 +37,7 @@ def adapter_leaves(
     `b` starts at 0, so an adapted model starts as the model.
 
     Raises:
-      ValueError: the rank is below 1, or no weight of the model has such a name.
+      ValueError: the rank is below 1, or no weight of the model has such a name and TARGETS too.
     """
     if rank < 1:
         raise ValueError(f"rank must be >= 1, got {rank}")
@@ -56,21 +45,17 @@ def adapter_leaves(
     used = set()
     for name, leaf in _named(decoder.leaves(cfg)).items():
         word = name.rpartition("/")[2]
-        if word not in targets or not name.startswith("groups/"):
+        if word not in targets or word not in TARGETS or not name.startswith("groups/"):
             continue
         used.add(word)
         stacked, inputs = _dims(cfg, name, leaf.shape)
-        batch, axes = leaf.shape[:stacked], leaf.axes
+        shape, axes = leaf.shape, leaf.axes
         a = Leaf(
-            (*batch, *leaf.shape[stacked : stacked + inputs], rank),
-            (*axes[: stacked + inputs], None),
+            (*shape[:stacked], rank, *shape[-inputs:]),
+            (*axes[:stacked], None, *axes[-inputs:]),
             normal(rank**-0.5),
         )
-        b = Leaf(
-            (*batch, rank, *leaf.shape[stacked + inputs :]),
-            (*axes[:stacked], None, *axes[stacked + inputs :]),
-            zeros,
-        )
+        b = Leaf((*shape[:-inputs], rank), (*axes[:-inputs], None), zeros)
         found[name] = (a, b)
     for target in targets:
         if target not in used:
@@ -96,9 +81,9 @@ def attach(params: Params, adapters: Adapters, *, scale: float) -> Params:
         a, b = adapters[name]
         found = Adapted(weight=weight, a=a, b=b, scale=scale)
         stacked = stacked_dims(found)
-        whole = (*a.shape[:-1], *b.shape[stacked + 1 :])
-        again = (*a.shape[:stacked], a.shape[-1])
-        if stacked < 1 or whole != weight.shape or b.shape[: stacked + 1] != again:
+        whole = (*b.shape[:-1], *a.shape[stacked + 1 :])
+        again = (*b.shape[:stacked], b.shape[-1])
+        if stacked < 1 or whole != weight.shape or a.shape[: stacked + 1] != again:
             raise ValueError(
                 f"the adapter of {name} does not fit: {a.shape} and {b.shape} for {weight.shape}"
             )
@@ -170,7 +155,7 @@ def _named(tree: Params) -> dict[str, Any]:
 
 
 def _dims(cfg: settings.Decoder, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many leading dimensions of a weight are stacked, and how many after them are inputs."""
+    """How many leading dimensions of a weight are stacked, and how many at its end are inputs."""
     _, g, *_, word = name.split("/")
     group = cfg.groups[int(g)]
     if word == "out":
@@ -178,4 +163,4 @@ def _dims(cfg: settings.Decoder, name: str, shape: tuple[int, ...]) -> tuple[int
     experts = isinstance(group.mlp, settings.Experts) and word in ("gate", "up", "down")
     stacked = 2 if experts and "shared" not in name else 1
     assert len(shape) > stacked, name
-    return stacked, TARGETS[word]
+    return stacked, 1

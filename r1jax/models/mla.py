@@ -33,25 +33,25 @@ def mla_leaves(cfg: settings.Latent, dim: int) -> Params:
     query = (cfg.num_heads, cfg.nope_dim + cfg.rope_dim)
     heads = ("heads", None)
     leaves: Params = {
-        "kv_down": Leaf((dim, cfg.kv_rank + cfg.rope_dim), ("embed", None), normal(dim**-0.5)),
+        "kv_down": Leaf((cfg.kv_rank + cfg.rope_dim, dim), (None, "embed"), normal(dim**-0.5)),
         "kv_norm": Leaf((cfg.kv_rank,), (None,), ones),
         "kv_up": Leaf(
-            (cfg.kv_rank, cfg.num_heads, cfg.nope_dim + cfg.value_dim),
-            (None, *heads),
+            (cfg.num_heads, cfg.nope_dim + cfg.value_dim, cfg.kv_rank),
+            (*heads, None),
             normal(cfg.kv_rank**-0.5),
         ),
         "out": Leaf(
-            (cfg.num_heads, cfg.value_dim, dim),
-            (*heads, "embed"),
+            (dim, cfg.num_heads, cfg.value_dim),
+            ("embed", *heads),
             normal((cfg.num_heads * cfg.value_dim) ** -0.5),
         ),
     }
     if cfg.q_rank is None:
-        leaves["q"] = Leaf((dim, *query), ("embed", *heads), normal(dim**-0.5))
+        leaves["q"] = Leaf((*query, dim), (*heads, "embed"), normal(dim**-0.5))
     else:
-        leaves["q_down"] = Leaf((dim, cfg.q_rank), ("embed", None), normal(dim**-0.5))
+        leaves["q_down"] = Leaf((cfg.q_rank, dim), (None, "embed"), normal(dim**-0.5))
         leaves["q_norm"] = Leaf((cfg.q_rank,), (None,), ones)
-        leaves["q_up"] = Leaf((cfg.q_rank, *query), (None, *heads), normal(cfg.q_rank**-0.5))
+        leaves["q_up"] = Leaf((*query, cfg.q_rank), (*heads, None), normal(cfg.q_rank**-0.5))
     return leaves
 
 
@@ -74,7 +74,7 @@ def mla(
     q_nope, q_rope = _queries(cfg, block, params, x, rope)
     entry = _entry(cfg, block, params, x, rope)
     up = params["kv_up"].astype(x.dtype)
-    made = linear(entry[..., :rank], up.reshape(rank, -1))
+    made = linear(entry[..., :rank], up.reshape(-1, rank))
     made = made.reshape(*x.shape[:-1], block.num_heads, nope + block.value_dim)
     shared = jnp.broadcast_to(
         entry[..., None, rank:], (*x.shape[:-1], block.num_heads, block.rope_dim)
@@ -101,11 +101,11 @@ def mla_decode(
     nope = block.nope_dim
     q_nope, q_rope = _queries(cfg, block, params, x, rope)
     up = params["kv_up"].astype(x.dtype)
-    q_latent = jnp.einsum("...nh,cnh->...nc", q_nope, up[..., :nope])
+    q_latent = jnp.einsum("...nh,nhc->...nc", q_nope, up[:, :nope])
     scale = score_scale(cfg) * (nope + block.rope_dim) ** -0.5
     q = jnp.concatenate([q_latent, q_rope], axis=-1) * scale
     latent, carry = attend(q, _entry(cfg, block, params, x, rope))
-    return _project(params, jnp.einsum("...nc,cnh->...nh", latent, up[..., nope:])), carry
+    return _project(params, jnp.einsum("...nc,nhc->...nh", latent, up[:, nope:])), carry
 
 
 def latent_attention(
@@ -143,8 +143,8 @@ def _queries(
         source = linear(x, params["q_down"].astype(x.dtype))
         source = rms_norm(params["q_norm"], source, EPS, sums=NAMED[cfg.sums])
         weight = params["q_up"]
-    q = linear(source, weight.reshape(weight.shape[0], -1).astype(x.dtype))
-    q = q.reshape(*x.shape[:-1], *weight.shape[1:])
+    q = linear(source, weight.reshape(-1, weight.shape[-1]).astype(x.dtype))
+    q = q.reshape(*x.shape[:-1], *weight.shape[:-1])
     return q[..., : block.nope_dim], rotate(_halves(block, q[..., block.nope_dim :]), rope)
 
 
@@ -168,4 +168,4 @@ def _halves(block: settings.Latent, x: jax.Array) -> jax.Array:
 def _project(params: Params, heads: jax.Array) -> jax.Array:
     out = params["out"].astype(heads.dtype)
     flat = heads.reshape(*heads.shape[:-2], -1)
-    return linear(flat, out.reshape(-1, out.shape[-1]))
+    return linear(flat, out.reshape(out.shape[0], -1))

@@ -35,13 +35,13 @@ class Routing(struct.PyTreeNode, kw_only=True):
 
 def experts_leaves(cfg: settings.Experts, dim: int) -> Params:
     """Weights of one mixture. `router_bias` is moved by `update_bias`, never by a gradient."""
-    into = ("experts", "embed", "mlp")
+    into = ("experts", "mlp", "embed")
     leaves: Params = {
-        "router": Leaf((dim, cfg.num_experts), ("embed", None), normal(dim**-0.5)),
-        "gate": Leaf((cfg.num_experts, dim, cfg.dim), into, normal(dim**-0.5)),
-        "up": Leaf((cfg.num_experts, dim, cfg.dim), into, normal(dim**-0.5)),
+        "router": Leaf((cfg.num_experts, dim), (None, "embed"), normal(dim**-0.5)),
+        "gate": Leaf((cfg.num_experts, cfg.dim, dim), into, normal(dim**-0.5)),
+        "up": Leaf((cfg.num_experts, cfg.dim, dim), into, normal(dim**-0.5)),
         "down": Leaf(
-            (cfg.num_experts, cfg.dim, dim), ("experts", "mlp", "embed"), normal(cfg.dim**-0.5)
+            (cfg.num_experts, dim, cfg.dim), ("experts", "embed", "mlp"), normal(cfg.dim**-0.5)
         ),
     }
     if cfg.score == "sigmoid":
@@ -96,7 +96,7 @@ def route(
 
     Source: DeepSeek-V3, arXiv:2412.19437, eq. 12-16; Qwen3, arXiv:2505.09388.
     """
-    logit = jnp.einsum("...d,de->...e", x.astype(jnp.float32), params["router"].astype(jnp.float32))
+    logit = jnp.einsum("...d,ed->...e", x.astype(jnp.float32), params["router"].astype(jnp.float32))
     if cfg.score == "sigmoid":
         score = jax.nn.sigmoid(logit)
     else:
@@ -174,7 +174,7 @@ def _on_mesh(
     spare = -x.shape[0] % parts
     padded = [jnp.pad(a, ((0, spare), (0, 0))) for a in (x, choice, weight)]
     tokens = PartitionSpec(batch)
-    wide, narrow = PartitionSpec(spread, None, "tensor"), PartitionSpec(spread, "tensor", None)
+    wide, narrow = PartitionSpec(spread, "tensor", None), PartitionSpec(spread, None, "tensor")
     run = jax.shard_map(
         partial(exchanged_experts, axis="expert", width_axis="tensor"),
         in_specs=({"gate": wide, "up": wide, "down": narrow}, tokens, tokens, tokens),

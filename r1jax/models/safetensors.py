@@ -1,7 +1,8 @@
 """The safetensors file format: a header of JSON, then the tensors' bytes.
 
-Read through a memory map, so that a tensor costs memory only while it is looked at. Unlike the
-format's own numpy front end this reads FP8, and writes without having all tensors at once.
+Read straight to where it belongs, or through a memory map, so that a tensor costs memory only
+while it is looked at. Unlike the format's own numpy front end this reads FP8, and writes without
+having all tensors at once.
 """
 
 import json
@@ -111,6 +112,30 @@ def _entry(file: Path, name: str, record: Any, begin: int) -> Entry:
             f"{code}{list(shape)} needs {entry.size}"
         )
     return entry
+
+
+def read_into(entry: Entry, out: np.ndarray) -> None:
+    """Fills `out`, of the tensor's dtype and size: twice as fast as from a map of the file.
+
+    `out` may be cut from a larger array: each run of its memory is a read of its own.
+
+    Raises:
+      ValueError: the file has become shorter.
+    """
+    apart = 0
+    while not out[(0,) * apart].flags.c_contiguous:
+        apart += 1
+    with entry.file.open("rb", buffering=0) as opened:
+        opened.seek(entry.start)
+        for index in np.ndindex(out.shape[:apart]):
+            rest = out[index].reshape(-1).view(np.uint8).data
+            while rest:
+                count = opened.readinto(rest)
+                if not count:
+                    raise ValueError(
+                        f"{entry.file}: truncated: tensor {entry.name} is not all there"
+                    )
+                rest = rest[count:]
 
 
 class Reader:

@@ -59,7 +59,6 @@ from r1jax.types import Limits, Params, Prompts, Rollout
 CHUNK = 64  # columns of the ring's first chunk
 SHRINK = 2  # as the queue drains, the loop goes on with this part of the slots; one more to compile
 FEWEST = 8  # slots at the least: with 4, XLA's CPU attention rounds in another order
-MANY = 64  # slots from which on a CPU is as fast with weights as they are: see layers.linear
 
 Generate = Callable[..., Rollout]
 
@@ -198,9 +197,7 @@ def make_advance(
     """The function loop -> (loop, whose answer is done, whose ended by itself): one token each."""
     sampler = make_sampler(of_divided(engine.sampling))
     logits_of = partial(next_logits, engine.sampling, limits, decoder.head(cfg, params))
-    weights = for_few = decoder.unstack(cfg, params)
-    if jax.default_backend() == "cpu":
-        for_few = decoder.unstack(cfg, params, turn=True)
+    unstacked = decoder.unstack(cfg, params)
 
     def advance(loop: Loop) -> tuple[Loop, jax.Array, jax.Array]:
         slots, column = loop.slots, loop.step % loop.slots.tokens.shape[1]
@@ -216,7 +213,6 @@ def make_advance(
         stopped = is_one_of(token, stop)
         done = (stopped | (slots.count >= limits.max_new)) & (slots.item >= 0)
         with jax.named_scope("decode"):
-            unstacked = for_few if len(token) < MANY else weights
             out = _decode(cfg, params, unstacked, loop.replace(slots=slots), token, column)
         if slots.choice is not None:
             taken = moe.record([r.choice for r in out.routing if r is not None])

@@ -141,9 +141,8 @@ def next_logits(
 ) -> Float[Array, "S V"]:
     """Logits of the token after each state, float32, divided by the temperature of `limits`; by 1
     where `cfg` is greedy."""
-    logits = jnp.einsum("vd,bd->vb", head, hidden, preferred_element_type=jnp.float32)
-    # This way round for CPUs: see layers.linear.
-    return logits.T / (1.0 if cfg.temperature == 0 else limits.temperature)
+    logits = jnp.einsum("sd,vd->sv", hidden, head, preferred_element_type=jnp.float32)
+    return logits / (1.0 if cfg.temperature == 0 else limits.temperature)
 
 
 def chosen_logp(
