@@ -12,6 +12,8 @@ endif
 ifeq ($(accel),cpu)
 export JAX_PLATFORMS ?= cpu
 endif
+# Containers often set it, and then every process compiles the 1,400 modules it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The interpreter behind a name, also behind a virtual environment's; nothing if it is too old.
 new_enough = $(shell $(1) -c "import os, sys; sys.version_info >= (3, 11) and \

@@ -89,6 +89,19 @@ def free() -> Run:
     return replace(run, name="rlhf_free", stages=(*run.stages[:-1], ppo(0.0)))
 
 
+def iterated() -> Run:
+    """A second round: answers of the fooled policy are compared too, and PPO begins anew.
+
+    As in Llama 2 (arXiv:2307.09288) and in Anthropic's online RLHF
+    (arXiv:2204.05862): preferences are collected anew where the policy has gone.
+    """
+    run = config()
+    problems = partial(countdown.rows, "train", num=400, seed=7, **WORLD)
+    again = compared("pairs_again", problems, of="ppo", others=Built(stage="pairs"))
+    rounds = again, reward("reward_again", "pairs_again"), ppo(KL, "ppo_again", "reward_again")
+    return replace(run, name="rlhf_iterated", stages=(*run.stages, *rounds))
+
+
 def base() -> Supervised:
     """Pretraining on texts that compute and judge well but give up too early."""
     return Supervised(
@@ -115,26 +128,32 @@ def sft() -> Supervised:
     )
 
 
-def compared(name: str, problems: Any) -> Build:
-    """Four answers of the SFT model to each problem; the best and the worst are a pair."""
+def compared(name: str, problems: Any, *, of: str = "sft", others: Built | None = None) -> Build:
+    """Four answers of a stage's model to each problem; the best and the worst are a pair.
+
+    With `others`, as many of those pairs among them.
+    """
+    steps = {"pairs": partial(passes.pairs, reward=honesty)}
+    if others:
+        steps["others"] = partial(passes.mix, others=others, ratio=(1, 1))
     return Build(
         name=name,
         source=problems,
         prompt=countdown.short_prompt,
-        answers=Sampled(engine=ENGINE, stage="sft"),
+        answers=Sampled(engine=ENGINE, stage=of),
         samples=4,
         accuracy=accuracy,
-        passes={"pairs": partial(passes.pairs, reward=honesty)},
+        passes=steps,
         at_once=200,
     )
 
 
-def reward() -> Supervised:
+def reward(name: str = "reward", pairs: str = "pairs") -> Supervised:
     """The reward model: the SFT model with a head."""
     return Supervised(
-        name="reward",
+        name=name,
         begin="sft",
-        source=Built(stage="pairs"),
+        source=Built(stage=pairs),
         texts=labelled.pairs,
         steps=60,
         batch_rows=8,
@@ -148,12 +167,12 @@ def reward() -> Supervised:
     )
 
 
-def ppo(kl_weight: float) -> Reinforce:
+def ppo(kl_weight: float, name: str = "ppo", model: str = "reward") -> Reinforce:
     """PPO with the reward model's score; the reader's is only logged."""
     penalty = {"kl": k1, "kl_weight": kl_weight} if kl_weight else {}
-    asked = partial(scores, model=RewardModel(stage="reward"), prompt=countdown.short_prompt)
+    asked = partial(scores, model=RewardModel(stage=model), prompt=countdown.short_prompt)
     return Reinforce(
-        name="ppo",
+        name=name,
         begin="sft",
         task=Task(
             train=partial(countdown.rows, "train", num=200_000, seed=1, **WORLD),

@@ -1,7 +1,8 @@
 """What every test runs under: four CPU devices, strict promotion, checked shapes, no network."""
 
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,9 +13,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Half of the time of a first run is the compiler's. Not so where bits and rounding count: in the
-# commands that tests run to the end, in tests that ask for `optimized`, and, with
-# JAX_DISABLE_MOST_OPTIMIZATIONS=0, everywhere.
+# Half of the time of a first run is the compiler's. Programs are compiled as a user's are in tests
+# that ask for `optimized`, where the sampler's rounding meets the trainer's, and everywhere with
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0; and CI does a whole run of the debug config so.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("NPROC", "8")  # threads of XLA's pool: more than devices, see r1jax.host
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,13 +39,31 @@ if find_spec("beartype"):
     install_import_hook([f"r1jax.{name}" for name in CHECKED], "beartype.beartype")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized() -> Iterator[None]:
-    """Programs of these tests are compiled as a user's are."""
+    """Programs of the test are compiled as a user's are."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     few = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     jax.config.update("jax_disable_most_optimizations", few)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`made_once(name, make)`: the folder that `make` was called with, by one of the processes that
+    share these tests; the others wait for it. Nobody may change what is in it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        with (root / f"{name}.lock").open("a+") as done:
+            fcntl.flock(done, fcntl.LOCK_EX)
+            if not done.tell():
+                make(root / name)
+                done.write("done")
+        return root / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")

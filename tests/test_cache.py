@@ -17,8 +17,6 @@ from r1jax.rollout.engine import make_engine
 from r1jax.settings import Engine
 from r1jax.types import Prompts, Rollout
 
-pytestmark = pytest.mark.usefixtures("optimized")  # rounding counts
-
 MODELS = Path(__file__).parent / "golden" / "models"
 FAMILIES = ["deepseek_v3", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe"]
 WIDTH, NEW = 20, 12  # past the 16 tokens at which the scaled rotary forms begin to differ

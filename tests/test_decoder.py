@@ -1,7 +1,9 @@
 """The decoder against a transcription of the published equations in numpy, and its invariances."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import chex
 import jax
@@ -15,8 +17,6 @@ from r1jax.kernels.logprob import token_logp
 from r1jax.kernels.tiles import TILE, tile_attention
 from r1jax.models import decoder
 from r1jax.settings import Decoder, dense
-
-pytestmark = pytest.mark.usefixtures("optimized")  # rounding counts
 
 SMALL = {
     "vocab_size": 64,
@@ -33,13 +33,32 @@ FAMILIES = {
 }
 
 
-def weights(cfg: Decoder, seed: int = 0) -> dict:
+# Each a program: operation by operation a test would have the compiler called a hundred times.
+logits = jax.jit(decoder.logits, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def hidden(
+    cfg: Decoder, params: dict, tokens: jax.Array, position: jax.Array, segment: jax.Array
+) -> jax.Array:
+    return decoder.run(cfg, params, tokens, position, segment).hidden
+
+
+@cache
+def weights(cfg: Decoder) -> dict:
     """Random weights; biases and norms too, which start as 0 and 1."""
-    params = sharding.init(decoder.leaves(cfg), jax.random.key(seed))
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [w + 0.1 * jax.random.normal(k, w.shape) for w, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, noisy)
+    rng = np.random.default_rng(0)
+    params = sharding.init(decoder.leaves(cfg), jax.random.key(0))
+    noisy = lambda w: jnp.asarray(w + rng.normal(0, 0.1, w.shape), jnp.float32)  # noqa: E731
+    return jax.tree.map(lambda w: noisy(np.asarray(w)), params)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_tokens(*shape: int, seed: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 64, shape).astype(np.int32)
 
 
 def numpy_logits(cfg: Decoder, params: dict, tokens: np.ndarray) -> np.ndarray:
@@ -96,7 +115,7 @@ def test_logits_are_those_of_the_published_equations(family: str) -> None:
     cfg = FAMILIES[family]
     params = weights(cfg)
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 9))
-    ours = decoder.logits(cfg, params, jnp.asarray(tokens, jnp.int32))
+    ours = logits(cfg, params, tokens.astype(np.int32))
     for row, expected in zip(np.asarray(ours), tokens, strict=True):
         np.testing.assert_allclose(row, numpy_logits(cfg, params, expected), atol=2e-5)
 
@@ -105,31 +124,30 @@ def test_logits_are_those_of_the_published_equations(family: str) -> None:
 def test_padding_on_either_side_changes_nothing(side: str) -> None:
     cfg = FAMILIES["qwen2"]
     params = weights(cfg)
-    tokens = jax.random.randint(jax.random.key(2), (1, 7), 0, 64)
+    tokens = random_tokens(1, 7)
     pad = ((0, 0), (5, 0)) if side == "left" else ((0, 0), (0, 5))
-    padded = decoder.logits(
-        cfg, params, jnp.pad(tokens, pad, constant_values=9), jnp.pad(jnp.ones_like(tokens), pad)
-    )
+    mask = np.pad(np.ones_like(tokens), pad)
+    padded = np.asarray(logits(cfg, params, np.pad(tokens, pad, constant_values=9), mask))
     real = padded[:, 5:] if side == "left" else padded[:, :7]
-    np.testing.assert_allclose(real, decoder.logits(cfg, params, tokens), atol=1e-5)
+    np.testing.assert_allclose(real, logits(cfg, params, tokens), atol=1e-5)
 
 
 def test_packed_sequences_do_not_see_each_other() -> None:
     cfg = FAMILIES["qwen3"]
     params = weights(cfg)
-    first = jax.random.randint(jax.random.key(2), (1, 150), 0, 64)
-    second = jax.random.randint(jax.random.key(3), (1, 30), 0, 64)
-    lengths = jnp.asarray([150, 30])
-    hidden = decoder.run(
-        cfg,
-        params,
-        jnp.concatenate([first, second], axis=1),
-        jnp.concatenate([jnp.arange(n) for n in lengths])[None],
-        jnp.repeat(jnp.asarray([1, 2]), lengths, total_repeat_length=180)[None],
-    ).hidden
-    for tokens, packed in ((first, hidden[:, :150]), (second, hidden[:, 150:])):
-        ones = jnp.ones_like(tokens)
-        alone = decoder.run(cfg, params, tokens, jnp.arange(tokens.shape[1])[None], ones).hidden
+    first, second = random_tokens(1, 150), random_tokens(1, 30, seed=3)
+    both = np.asarray(
+        hidden(
+            cfg,
+            params,
+            np.concatenate([first, second], axis=1),
+            np.concatenate([np.arange(n, dtype=np.int32) for n in (150, 30)])[None],
+            np.repeat(np.asarray([1, 2], np.int32), (150, 30))[None],
+        )
+    )
+    for tokens, packed in ((first, both[:, :150]), (second, both[:, 150:])):
+        position = np.arange(tokens.shape[1], dtype=np.int32)[None]
+        alone = hidden(cfg, params, tokens, position, np.ones_like(tokens))
         np.testing.assert_allclose(packed, alone, atol=1e-5)
 
 
@@ -137,46 +155,46 @@ def test_packed_sequences_do_not_see_each_other() -> None:
 def test_an_answer_sees_its_prompt_and_itself_and_no_other_answer(lengths: tuple) -> None:
     cfg = FAMILIES["qwen2"]
     params = weights(cfg)
-    segment = jnp.repeat(jnp.asarray([1, 2, 3]), np.asarray(lengths))[None]
-    prompt = jnp.where(segment > 1, 1, 0)
+    segment = np.repeat(np.asarray([1, 2, 3], np.int32), lengths)[None]
+    prompt = (segment > 1).astype(np.int32)
     start, second = lengths[0], lengths[0] + lengths[1]
-    position = jnp.concatenate([jnp.arange(start), *(start + jnp.arange(n) for n in lengths[1:])])[
-        None
-    ]
-    tokens = jnp.arange(sum(lengths))[None]
+    tokens = np.arange(sum(lengths), dtype=np.int32)[None]
+    position = np.where(segment == 3, tokens - lengths[1], tokens)
 
-    def hidden_of(embedded: jax.Array, first: int, end: int) -> jax.Array:
-        out = decoder.run(
-            cfg, {**params, "embed": embedded}, tokens, position, segment, prompt
-        ).hidden
-        return jnp.sum(jnp.sin(out[0, first:end]))
+    @jax.jit
+    @jax.grad
+    def gradient(embedded: jax.Array, counts: jax.Array) -> jax.Array:
+        texts = map(jnp.asarray, (tokens, position, segment, prompt))
+        out = decoder.run(cfg, {**params, "embed": embedded}, *texts)
+        return jnp.sum(jnp.sin(out.hidden[0]) * counts)
 
-    embedded = jax.random.normal(jax.random.key(5), (sum(lengths), cfg.dim))
-    gradient = jax.jit(jax.grad(hidden_of), static_argnums=(1, 2))
-    first = np.abs(gradient(embedded, start, second)).max(axis=1)
-    last = np.abs(gradient(embedded, second, sum(lengths))).max(axis=1)
+    def seen_by(first: int, end: int) -> np.ndarray:
+        """How much the states from `first` to `end` depend on each token."""
+        counts = (tokens[0] >= first) & (tokens[0] < end)
+        found = gradient(normal(sum(lengths), cfg.dim), counts[:, None].astype(np.float32))
+        return np.abs(found).max(axis=1)
+
+    first, last = seen_by(start, second), seen_by(second, sum(lengths))
     assert (first[:second] > 0).all() and (first[second:] == 0).all()
     assert (last[:start] > 0).all() and (last[second:] > 0).all()
     assert (last[start:second] == 0).all()
-    of_prompt = np.abs(gradient(embedded, 0, start)).max(axis=1)
+    of_prompt = seen_by(0, start)
     assert (of_prompt[:start] > 0).all() and (of_prompt[start:] == 0).all()
 
 
 def test_no_logit_depends_on_a_later_token() -> None:
     cfg = FAMILIES["llama"]
     params = weights(cfg)
-    position = jnp.arange(8)[None]
+    tokens = jnp.arange(8)[None]
 
-    def hidden_at(embedded: jax.Array, t: int) -> jax.Array:
-        tokens = jnp.arange(8)[None]
-        table = params["embed"].at[:8].set(embedded)
-        out = decoder.run(
-            cfg, {**params, "embed": table}, tokens, position, jnp.ones_like(tokens)
-        ).hidden
-        return jnp.sum(out[0, t] * jnp.arange(1.0, 33.0))
+    @jax.jit
+    @jax.grad
+    def gradient(table: jax.Array, at: jax.Array) -> jax.Array:
+        out = decoder.run(cfg, {**params, "embed": table}, tokens, tokens, jnp.ones_like(tokens))
+        return jnp.sum(out.hidden[0] * jnp.outer(at, jnp.arange(1.0, 33.0)))
 
     for t in (0, 3, 7):
-        grad = np.asarray(jax.grad(hidden_at)(params["embed"][:8], t))
+        grad = np.asarray(gradient(params["embed"], np.eye(8, dtype=np.float32)[t]))[:8]
         assert (grad[t + 1 :] == 0).all()
         assert (np.abs(grad[: t + 1]).max(axis=1) > 0).all()
 
@@ -185,13 +203,14 @@ def test_no_logit_depends_on_a_later_token() -> None:
 def test_unrolling_and_recomputing_change_neither_values_nor_gradients(change: dict) -> None:
     cfg = FAMILIES["qwen2"]
     params = weights(cfg)
-    tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, 64)
+    tokens = random_tokens(2, 12)
 
-    def total(params: dict, cfg: Decoder) -> jax.Array:
-        return jnp.sum(jnp.sin(decoder.logits(cfg, params, tokens)))
+    @partial(jax.jit, static_argnums=1)
+    @jax.grad
+    def gradient(params: dict, cfg: Decoder) -> jax.Array:
+        return jnp.sum(jnp.sin(decoder.logits(cfg, params, jnp.asarray(tokens))))
 
-    expected = jax.grad(total)(params, cfg)
-    found = jax.grad(total)(params, replace(cfg, **change))
+    expected, found = gradient(params, cfg), gradient(params, replace(cfg, **change))
     chex.assert_trees_all_close(found, expected, rtol=1e-7, atol=2e-4)
 
 
@@ -240,57 +259,51 @@ def dense_attention(q: jax.Array, k: jax.Array, v: jax.Array, see: np.ndarray) -
 def test_packed_attention_and_its_gradient_are_those_of_the_definition(layout: str) -> None:
     segment, prompt = laid_out(layout)
     shape = segment.shape
-    keys = jax.random.split(jax.random.key(0), 4)
-    q = jax.random.normal(keys[0], (*shape, 2, 3, 8))
-    k, v = (jax.random.normal(key, (*shape, 2, 8)) for key in keys[1:3])
     real = (segment > 0)[..., None, None, None]
-    found = jnp.where(real, packed_attention(q, k, v, jnp.asarray(segment), jnp.asarray(prompt)), 0)
-    expected = numpy_attention(*map(np.asarray, (q, k, v)), segment, prompt) * real
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
+    q, towards = (normal(*shape, 2, 3, 8, seed=seed) for seed in (0, 1))
+    k, v = (normal(*shape, 2, 8, seed=seed) for seed in (2, 3))
     see = segment[:, :, None] == segment[:, None]
     see |= (prompt[:, :, None] == segment[:, None]) & (prompt[:, :, None] > 0)
     see &= np.tri(shape[1], dtype=bool)[None]
-    towards = jnp.where(real, jax.random.normal(keys[3], q.shape), 0.0)
 
-    def total(attend, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.sum(towards * attend(q, k, v))
+    @partial(jax.jit, static_argnums=0)
+    def pulled(attend: Callable, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        """What `attend` finds, and the gradient of its product with `towards`."""
+        found, back = jax.vjp(attend, q, k, v)
+        return found, back(jnp.where(real, towards, 0.0))
 
-    packed = lambda q, k, v: packed_attention(  # noqa: E731
-        q, k, v, jnp.asarray(segment), jnp.asarray(prompt)
-    )
-    ours = jax.grad(total, argnums=(1, 2, 3))(packed, q, k, v)
-    theirs = jax.grad(total, argnums=(1, 2, 3))(partial(dense_attention, see=see), q, k, v)
+    segments = jnp.asarray(segment), jnp.asarray(prompt)
+    packed = lambda q, k, v: packed_attention(q, k, v, *segments)  # noqa: E731
+    found, ours = pulled(packed, q, k, v)
+    _, theirs = pulled(partial(dense_attention, see=see), q, k, v)
+    expected = numpy_attention(q, k, v, segment, prompt)
+    np.testing.assert_allclose(np.where(real, found, 0), expected * real, atol=1e-5)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_tiles_that_nothing_sees_are_not_read() -> None:
     segment, prompt = laid_out("shared prompts")
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (*segment.shape, 1, 1, 8))
-    k, v = (jax.random.normal(key, (*segment.shape, 1, 8)) for key in keys[1:])
+    q = normal(*segment.shape, 1, 1, 8)
+    k, v = (normal(*segment.shape, 1, 8, seed=seed) for seed in (1, 2))
     third = segment[0] == 3
     column = np.arange(len(third))
     # Its prompt's tokens are read in one tile, which reaches past them; then come its own.
     unread = (column >= TILE) & (column < np.flatnonzero(third)[0])
     assert unread.sum() == 40  # of the answer between its prompt and itself
 
-    def of_third(k: jax.Array, v: jax.Array) -> jax.Array:
-        out = tile_attention(q, k, v, jnp.asarray(segment), jnp.asarray(prompt))
-        return out[0, third]
-
-    bad_k, bad_v = (x.at[0, unread].set(jnp.nan) for x in (k, v))
-    np.testing.assert_array_equal(of_third(bad_k, bad_v), of_third(k, v))
+    attend = jax.jit(lambda *given: tile_attention(jnp.asarray(q), *given))
+    expected = np.asarray(attend(k, v, segment, prompt))[0, third]
+    k[0, unread] = v[0, unread] = np.nan
+    np.testing.assert_array_equal(np.asarray(attend(k, v, segment, prompt))[0, third], expected)
 
 
 def test_decode_attention_over_pieces_is_attention_over_all_visible_keys() -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (2, 2, 3, 8))
-    k = jax.random.normal(keys[1], (2, 2, 8, 11))
-    v = jax.random.normal(keys[2], (2, 2, 11, 8))
-    visible = jnp.arange(11)[None] % jnp.asarray([[2], [3]]) == 0
-    found = decode_attention(q, [k[..., :4], k[..., 4:]], [v[:, :, :4], v[:, :, 4:]], visible)
+    q, k, v = normal(2, 2, 3, 8), normal(2, 2, 8, 11, seed=1), normal(2, 2, 11, 8, seed=2)
+    visible = np.arange(11)[None] % np.asarray([[2], [3]]) == 0
+    found = jax.jit(decode_attention)(
+        q, [k[..., :4], k[..., 4:]], [v[:, :, :4], v[:, :, 4:]], visible
+    )
     for b in range(2):
         see = np.flatnonzero(visible[b])
         score = np.einsum("krh,khs->krs", q[b], k[b][..., see]) / np.sqrt(8)
@@ -304,20 +317,22 @@ def test_chunks_of_log_probabilities_are_those_of_the_whole(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("r1jax.kernels.logprob.CHUNK", chunk)
-    hidden = jax.random.normal(jax.random.key(0), (2, 13, 16))
-    head = jax.random.normal(jax.random.key(1), (64, 16))
-    tokens = jax.random.randint(jax.random.key(2), (2, 13), 0, 64)
-    logp, entropy = token_logp(hidden, head, tokens, temperature=0.7)
-    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T / 0.7
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    chosen = np.take_along_axis(p, np.asarray(tokens)[..., None], -1)[..., 0]
-    np.testing.assert_allclose(logp, np.log(chosen), atol=2e-5)
-    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1), atol=2e-5)
+    states, head, tokens = normal(2, 13, 16), normal(64, 16, seed=1), random_tokens(2, 13)
 
-    def total(head: jax.Array) -> jax.Array:
-        return jnp.sum(token_logp(hidden, head, tokens)[0])
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def total(head: jax.Array, temperature: float) -> tuple[jax.Array, Any]:
+        given = jnp.asarray(states), head, jnp.asarray(tokens)
+        logp, entropy = token_logp(*given, temperature=temperature)
+        return jnp.sum(logp), (logp, entropy)
 
-    grad = jax.grad(total)(head)
-    q = np.exp(logits * 0.7) / np.exp(logits * 0.7).sum(-1, keepdims=True)
-    expected = np.einsum("btv,btd->vd", np.eye(64)[np.asarray(tokens)] - q, np.asarray(hidden))
-    np.testing.assert_allclose(grad, expected, atol=1e-4)
+    scores = states.astype(np.float64) @ head.astype(np.float64).T
+    for temperature in (0.7, 1.0):
+        p = np.exp(scores / temperature)
+        p /= p.sum(-1, keepdims=True)
+        chosen = np.take_along_axis(p, tokens[..., None], -1)[..., 0]
+        (_, (logp, entropy)), grad = total(head, np.float32(temperature))
+        np.testing.assert_allclose(logp, np.log(chosen), atol=2e-5)
+        np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1), atol=2e-5)
+        expected = np.einsum("btv,btd->vd", np.eye(64)[tokens] - p, states) / temperature
+        np.testing.assert_allclose(grad, expected, atol=1e-4)

@@ -1,7 +1,9 @@
 """The rollout engine: continuous batching gives what one prompt at a time would give."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +19,12 @@ from r1jax.rollout.sampling import answer_keys, keep_top, make_sampler
 from r1jax.settings import Engine, Sampling, dense
 from r1jax.types import Limits, Prompts, Rollout
 
-pytestmark = pytest.mark.usefixtures("optimized")  # rounding counts
-
 CFG = dense(vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48, bias=True)
 STOP = (1,)
 ENGINE = Engine(max_prompt=6, max_new=100, slots=5)
+
+
+all_logits = jax.jit(decoder.logits, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +41,16 @@ def prompts() -> Prompts:
     return Prompts(tokens=tokens, length=length, index=np.asarray([7, 3, 11, 0], np.int32))
 
 
+@cache
+def compiled(engine: Engine, group: int, stop: tuple[int, ...]) -> Callable[..., Rollout]:
+    return jax.jit(make_engine(CFG, engine, group=group, stop=stop))
+
+
 def generate(
     params: dict, prompts: Prompts, engine: Engine, *, group: int = 3, stop: tuple[int, ...] = STOP
 ) -> Rollout:
-    made = jax.jit(make_engine(CFG, engine, group=group, stop=stop))
-    return jax.tree.map(np.asarray, made(params, prompts, jax.random.key(5)))
+    program = compiled(engine, group, stop)
+    return jax.tree.map(np.asarray, program(params, prompts, jax.random.key(5)))
 
 
 def texts(rollout: Rollout) -> list[list[int]]:
@@ -51,15 +59,14 @@ def texts(rollout: Rollout) -> list[list[int]]:
 
 def greedy_alone(params: dict, prompt: list[int], max_new: int) -> list[int]:
     """The whole sequence runs through the model again for every token."""
-    width = len(prompt) + max_new
+    width = ENGINE.max_prompt + max_new
     tokens, mask = np.zeros((1, width), np.int32), np.zeros((1, width), np.int32)
     tokens[0, : len(prompt)] = prompt
-    run = jax.jit(lambda tokens, mask: decoder.logits(CFG, params, tokens, mask))
     answer: list[int] = []
     while len(answer) < max_new and answer[-1:] != [STOP[0]]:
         end = len(prompt) + len(answer)
         mask[0, :end] = 1
-        token = int(np.argmax(run(jnp.asarray(tokens), jnp.asarray(mask))[0, end - 1]))
+        token = int(np.argmax(np.asarray(all_logits(CFG, params, tokens, mask))[0, end - 1]))
         answer.append(token)
         if end < width:
             tokens[0, end] = token
@@ -97,6 +104,7 @@ def test_an_answer_depends_on_its_own_prompt_and_number_only(
     assert [more[5 * p + g] for p in range(4) for g in range(3)] == expected
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(temperature=0.7), Sampling(top_k=4), Sampling(temperature=0.0)],

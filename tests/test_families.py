@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,33 +93,41 @@ def test_left_padding_and_packing_change_no_logit(family: str) -> None:
     np.testing.assert_allclose(found[:, 7:], want, atol=1e-4, rtol=0)
     position = np.tile(np.arange(length, dtype=np.int32), count)[None]
     segment = np.repeat(np.arange(1, count + 1, dtype=np.int32), length)[None]
-    rows = [jnp.asarray(x) for x in (tokens.reshape(1, -1), position, segment)]
-    hidden = decoder.run(cfg, params, *rows).hidden
-    packed = hidden @ decoder.head(cfg, params).T
-    np.testing.assert_allclose(packed.reshape(want.shape), want, atol=1e-4, rtol=0)
+
+    @jax.jit
+    def packed(params: dict, *rows: jax.Array) -> jax.Array:
+        return decoder.run(cfg, params, *rows).hidden @ decoder.head(cfg, params).T
+
+    found = np.asarray(packed(params, tokens.reshape(1, -1), position, segment))
+    np.testing.assert_allclose(found.reshape(want.shape), want, atol=1e-4, rtol=0)
 
 
 def test_the_cache_that_prefill_keeps_is_what_decoding_would_have_made() -> None:
     cfg, params, expected = golden(GOLDEN / "models" / "deepseek_v3")
-    tokens = jnp.asarray(expected["tokens"])
-    position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    out = decoder.run(
-        cfg, params, tokens, position, jnp.ones_like(tokens), keep_cache=True, keep_routing=True
-    )
+    tokens = expected["tokens"].astype(np.int32)
+    position = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    whole = jax.jit(partial(decoder.run, cfg, keep_cache=True, keep_routing=True))
+    out = whole(params, tokens, position, np.ones_like(tokens))
     assert out.cache is not None and out.routing is not None
     mixer = cfg.groups[0].mixer
     assert isinstance(mixer, settings.Latent)
     entry = mixer.kv_rank + mixer.rope_dim
     assert [c.shape for c in out.cache] == [(1, *tokens.shape, entry)] * 2
-    made = []
 
-    def attend(q: jax.Array, entry: jax.Array) -> tuple[jax.Array, None]:
-        made.append(entry)
-        return jnp.zeros((*q.shape[:-1], mixer.kv_rank)), None
+    @jax.jit
+    def entry_of(params: dict, tokens: jax.Array, position: jax.Array) -> jax.Array:
+        made = []
 
-    unstacked = decoder.unstack(cfg, params)[:1]
-    decoder.decode_step(cfg, params, unstacked, tokens[:, 3], position[:, 3], [attend])
-    np.testing.assert_allclose(made[0], out.cache[0][0, :, 3], atol=1e-5)
+        def attend(q: jax.Array, entry: jax.Array) -> tuple[jax.Array, None]:
+            made.append(entry)
+            return jnp.zeros((*q.shape[:-1], mixer.kv_rank)), None
+
+        unstacked = decoder.unstack(cfg, params)[:1]
+        decoder.decode_step(cfg, params, unstacked, tokens, position, [attend])
+        return made[0]
+
+    made = entry_of(params, tokens[:, 3], position[:, 3])
+    np.testing.assert_allclose(made, np.asarray(out.cache[0])[0, :, 3], atol=1e-5)
     assert out.routing[0] is None
     assert out.routing[1].choice.shape == (1, *tokens.shape, 2)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,12 +38,7 @@ def drive(out: Path, *moments: str) -> list[int]:
     """The exit codes of the processes that ran the config into `out`, killed at these moments."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(DRIVER), str(CONFIG), str(out), *moments],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # compiled as a user's run is
-        },
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -55,11 +51,9 @@ def drive(out: Path, *moments: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(made_once: Callable[..., Path]) -> Path:
     """The run, never stopped."""
-    out = tmp_path_factory.mktemp("straight") / "run"
-    drive(out)
-    return out
+    return made_once("pipeline run", drive)
 
 
 @pytest.fixture

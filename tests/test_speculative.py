@@ -108,8 +108,8 @@ def test_sampled_answers_have_the_probabilities_of_the_full_forward() -> None:
     )
     answers = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), -1).reshape(-1, 3)
     tokens = np.concatenate([np.tile([[3, 1]], (64, 1)), answers], 1).astype(np.int32)
-    logp = jax.nn.log_softmax(decoder.logits(cfg, params, jnp.asarray(tokens))[:, 1:4])
-    logp = np.take_along_axis(np.asarray(logp), answers[..., None], -1).sum((1, 2))
+    of = jax.jit(lambda tokens: jax.nn.log_softmax(decoder.logits(cfg, params, tokens)[:, 1:4]))
+    logp = np.take_along_axis(np.asarray(of(tokens)), answers[..., None], -1).sum((1, 2))
     want = np.exp(logp) / np.exp(logp).sum() * count
     found = np.bincount(np.asarray(rollout.answer) @ [16, 4, 1], minlength=64)
     assert want.min() > 5

@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -21,8 +20,6 @@ from r1jax.rollout.answers import to_host
 from r1jax.rollout.engine import make_engine
 from r1jax.state import init_state
 from r1jax.types import Batch, Prompts, Rollout
-
-pytestmark = pytest.mark.usefixtures("optimized")  # rounding counts
 
 CFG = settings.dense(
     vocab_size=32, dim=32, num_layers=2, num_heads=4, num_kv_heads=4, mlp_dim=48, qk_norm=True
@@ -201,6 +198,7 @@ def test_the_trainers_log_probabilities_do_not_depend_on_packing() -> None:
         np.testing.assert_allclose(logps(CFG, rollout, row_length), expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_with_sums_in_float64_log_probabilities_have_the_same_bits_in_rows_of_any_length() -> None:
     cfg = replace(CFG, sums="float64")
     rng = np.random.default_rng(0)
@@ -242,10 +240,13 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
 def test_temperature_divides_the_logits() -> None:
     params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
     batch = alone(a_rollout(), {"weight": np.zeros((12, 20), np.float32)})
-    hidden = decoder.run(
-        CFG, params, *(jnp.asarray(x) for x in (batch.tokens, batch.position, batch.segment))
-    ).hidden
-    logp = jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T / 0.5)
+
+    @jax.jit
+    def tempered(params: dict, *rows: jax.Array) -> jax.Array:
+        hidden = decoder.run(CFG, params, *rows).hidden
+        return jax.nn.log_softmax(hidden[:, :-1] @ params["embed"].T / 0.5)
+
+    logp = tempered(params, batch.tokens, batch.position, batch.segment)
     expected = np.take_along_axis(np.asarray(logp), batch.tokens[:, 1:, None], -1)[..., 0]
     found = np.asarray(make_logp(CFG)(params, batch, 0.5)[0])[:, 1:]
     real = batch.position[:, 1:] > 0

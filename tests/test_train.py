@@ -9,18 +9,14 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 DEBUG = ROOT / "configs" / "debug.py"
-ENV = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(ROOT),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # compiled as a user's run is
-}
+ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def command(out: Path, *sets: str, config: Path = DEBUG) -> list[str]:
@@ -74,12 +70,14 @@ def read_arrays(step: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(made_once: Callable[..., Path]) -> Path:
     """The debug run, never stopped."""
-    out = tmp_path_factory.mktemp("straight") / "run"
-    done = train(out)
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def make(out: Path) -> None:
+        done = train(out)
+        assert done.returncode == 0, done.stderr
+
+    return made_once("debug run", make)
 
 
 def test_a_run_leaves_everything_that_people_look_at(straight: Path) -> None:
