@@ -55,12 +55,14 @@ class Handler(BaseHTTPRequestHandler):
             state.at_once += 1
             state.most_at_once = max(state.most_at_once, state.at_once)
         try:
-            self.reply(state.act(body, number))
+            action = state.act(body, number)
+        finally:
+            with state.lock:  # before the client has its answer, and asks again
+                state.at_once -= 1
+        try:
+            self.reply(action)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client has gone
-        finally:
-            with state.lock:
-                state.at_once -= 1
 
     def reply(self, action: Any) -> None:
         headers = {}
