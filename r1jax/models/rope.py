@@ -86,8 +86,8 @@ def rope_angles(
     Scaled by `magnitude(cfg)`. `size` is the number of rotated entries of a head.
 
     XLA on a CPU fuses cosine and sine into whatever reads them, and so computes them again for each
-    head of each layer, forward and backward: a fifth of the small operations of a step. Through a
-    conditional it does not fuse.
+    head of each layer, forward and backward. Through a conditional it does not fuse; both of its
+    branches are the same, and what it asks only must not be a constant.
     """
     rate = jnp.asarray(rates(cfg, size)).reshape((1,) * (position.ndim + 1) + (size // 2,))
     angle = position[..., None, None].astype(jnp.float32) * rate
