@@ -214,6 +214,15 @@ def test_unrolling_and_recomputing_change_neither_values_nor_gradients(change: d
     chex.assert_trees_all_close(found, expected, rtol=1e-7, atol=2e-4)
 
 
+def test_angles_are_turned_into_cosines_once_for_all_heads_of_all_layers() -> None:
+    def count(num_layers: int) -> int:
+        cfg = dense(**{**SMALL, "num_layers": num_layers}, scan=False)
+        params = jax.eval_shape(partial(sharding.init, decoder.leaves(cfg)), jax.random.key(0))
+        return logits.lower(cfg, params, random_tokens(1, 8)).compile().as_text().count(" cosine(")
+
+    assert 0 < count(1) == count(3)
+
+
 # Runs of (segment, the segment it continues, tokens) in each row.
 LAYOUTS = {
     "one tile": [[(1, 0, 2), (2, 1, 2), (3, 1, 1)]],
