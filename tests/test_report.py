@@ -274,6 +274,9 @@ def test_time_and_cost_add_up(tmp_path: Path, run: Path, page: str):
     assert "all 7 min 31 s" in text
     assert "7 min 31 s 0.752 core-hours on 6 cores" in elsewhere  # 451 s x 6 / 3600
     assert "$" not in text + elsewhere
+    (tmp_path / "machine.json").write_text('{"cores": 1}')
+    alone = text_of(report.build(tmp_path))
+    assert "0.125 core-hours on 1 core" in alone and "on 1 cores" not in alone
 
 
 def priced(folder: Path, *, stages: str = "make, sft, rl", price: float = 2.0) -> Path:

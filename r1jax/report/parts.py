@@ -121,7 +121,8 @@ def _facts(run: RunData, found: Evaluations | None) -> str:
     if seconds:
         note = ""
         if here is not None:
-            note = f"{number(here.hours(seconds))} {here.name}-hours on {here.count:g} {here.name}s"
+            unit = here.name if here.count == 1 else f"{here.name}s"
+            note = f"{number(here.hours(seconds))} {here.name}-hours on {here.count:g} {unit}"
             note += f", {here.dollars(seconds)}" if here.price is not None else ""
         facts.append(("Time", duration(seconds), note))
     entries = [
