@@ -92,7 +92,7 @@ def free() -> Run:
 
 
 def iterated() -> Run:
-    """A second round: answers of the fooled policy are compared too, and PPO begins anew.
+    """A second round: answers of the first one's policy are compared too, and PPO begins anew.
 
     As in Llama 2 (arXiv:2307.09288) and in Anthropic's online RLHF (arXiv:2204.05862): preferences
     are collected anew where the policy has gone.

@@ -18,9 +18,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # are, and so, but for the emitters of loops, is what tests that ask for `optimized` compile, where
 # the sampler's rounding meets the trainer's. JAX_DISABLE_MOST_OPTIMIZATIONS=0 does it everywhere.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if version("jaxlib").startswith(
-    "0.10."
-):  # later ones do not have the older emitters, twice as fast
+# The older emitters of loops compile twice as fast; later XLA ends at a flag it does not know.
+if version("jaxlib").startswith("0.10."):
     older = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {older}".strip()
 os.environ.setdefault("NPROC", "8")  # threads of XLA's pool: more than devices, see r1jax.host
