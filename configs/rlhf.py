@@ -7,15 +7,15 @@
     python -m r1jax.evaluate.wins runs/rlhf runs/rlhf_free --part truth
     python -m r1jax.evaluate.wins runs/rlhf_iterated --stage ppo_again --part truth
 
-From random weights on two CPU cores, in a few minutes each. There is no full size here: InstructGPT
-published neither its data nor its models, and nothing is invented.
+From random weights on two CPU cores, in some five to twenty minutes each. There is no full size
+here: InstructGPT published neither its data nor its models, and nothing is invented.
 
 The world: problems of Countdown, and a reader who likes a right answer best, none next, and a wrong
 claim least (`rewards.countdown.honesty`). The base is that of `tiny_zero.py:tiny_64`, which gives
 up early; SFT is on texts that do so a little less. Wrong claims are rare in them. Answers of that
 model to some hundred problems are compared by the reader's rule; a reward model learns the pairs;
 PPO then has the reward model alone, with a KL penalty (`config`) or without (`free`); `iterated`
-does all of it a second time, with pairs of the first round's policy among the others.
+makes pairs, a reward model and a policy once more, with answers of the first policy compared too.
 
 It is to show: how often the reward model agrees with the reader on pairs that it has not seen; that
 PPO's answers are preferred to those of the SFT model; and that the reward model is a measure that
@@ -133,7 +133,7 @@ def sft() -> Supervised:
 def compared(name: str, problems: Any, *, of: str = "sft", others: Built | None = None) -> Build:
     """Four answers of a stage's model to each problem; the best and the worst are a pair.
 
-    With `others`, as many of those pairs among them.
+    With `others`, as many of another stage's pairs are mixed in.
     """
     steps = {"pairs": partial(passes.pairs, reward=honesty)}
     if others:

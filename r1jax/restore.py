@@ -104,7 +104,7 @@ def open_run(
     overrides: Sequence[str] = (),
 ) -> Restored:
     """The run in `folder` with the weights of a checkpoint, adapters merged. Nothing in the folder
-    is changed.
+    is changed; the config that it holds is executed.
 
     `stage` is the last one that has a checkpoint unless it is named; `checkpoint` is "last",
     "best" or a step. `overrides` are made after those of the run.

@@ -22,7 +22,7 @@ from r1jax.types import TrainState
 
 
 def mesh_of(*shape: int) -> jax.sharding.Mesh:
-    if len(jax.devices()) < math.prod(shape):
+    if len(jax.devices()) < math.prod(shape) and jax.default_backend() != "cpu":
         pytest.skip(f"needs {math.prod(shape)} devices")
     devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
     return jax.sharding.Mesh(devices, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)

@@ -214,11 +214,18 @@ def test_unrolling_and_recomputing_change_neither_values_nor_gradients(change: d
     chex.assert_trees_all_close(found, expected, rtol=1e-7, atol=2e-4)
 
 
-def test_angles_are_turned_into_cosines_once_for_all_heads_of_all_layers() -> None:
+@pytest.mark.parametrize("change", [lambda f: f, jax.grad], ids=["forward", "gradient"])
+def test_angles_are_turned_into_cosines_once_for_all_heads_of_all_layers(change: Callable) -> None:
     def count(num_layers: int) -> int:
         cfg = dense(**{**SMALL, "num_layers": num_layers}, scan=False)
         params = jax.eval_shape(partial(sharding.init, decoder.leaves(cfg)), jax.random.key(0))
-        return logits.lower(cfg, params, random_tokens(1, 8)).compile().as_text().count(" cosine(")
+
+        def total(params: dict, *row: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.sin(decoder.run(cfg, params, *row).hidden))
+
+        row = [jax.ShapeDtypeStruct((1, 8), jnp.int32)] * 3  # tokens, position, segment
+        program = jax.jit(change(total)).lower(params, *row).compile()
+        return program.as_text().count(" cosine(")
 
     assert 0 < count(1) == count(3)
 

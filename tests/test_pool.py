@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from r1jax.rewards import worker
 from r1jax.rewards.countdown import accuracy
 from r1jax.rewards.format import think_answer
 from r1jax.rewards.pool import Pool, open_pool
@@ -125,6 +126,15 @@ def test_a_memory_limit_makes_a_greedy_answer_none(rules):
     with open_pool(workers=1, seconds=5, memory=2**32) as pool:
         assert pool.map(rules.rule, [{"value": 1}] * 2, ["memory", "ok"]) == [None, 1]
         assert (pool.timeouts, pool.crashes) == (0, 1)
+
+
+def test_who_has_no_memory_for_a_message_reads_no_more_of_the_pipe():
+    class Full:
+        def recv_bytes(self) -> bytes:
+            raise MemoryError
+
+    with pytest.raises(EOFError):  # on which a child ends, and its keeper with it
+        worker._work(Full())
 
 
 def test_processor_time_is_limited_apart_from_the_clock(rules):

@@ -69,6 +69,21 @@ def test_the_reward_models_pairs_come_from_the_stage_that_ppo_begins_with(spec: 
         assert f'{setting}: "sft"' in text
 
 
+def test_a_second_round_has_pairs_of_the_firsts_policy_and_begins_with_sft_again():
+    text = describe(check(str(CONFIGS / "rlhf.py:iterated")))
+    for setting, stage in (
+        ("pairs_again.answers.stage", "ppo"),
+        ("pairs_again.passes.others.others.stage", "pairs"),
+        ("reward_again.source.stage", "pairs_again"),
+        ("ppo_again.begin", "sft"),
+    ):
+        assert f'{setting}: "{stage}"' in text
+    (model,) = [
+        line for line in text if line.startswith("ppo_again.reward.terms.score.1.many.model:")
+    ]
+    assert 'RewardModel(stage="reward_again")' in model
+
+
 def test_the_tiny_worlds_share_one_base():
     texts = [
         "\n".join(line for line in describe(check(str(CONFIGS / spec))) if line.startswith(same))

@@ -85,7 +85,11 @@ def _work_alone(pipe: Connection) -> None:
 def _work(pipe: Connection) -> None:
     function = None
     while True:
-        data = pipe.recv_bytes()
+        try:
+            data = pipe.recv_bytes()
+        except MemoryError as error:
+            # Who read on would begin in the middle of a message, at what may be an answer's text.
+            raise EOFError from error
         try:
             loaded = pickle.loads(data.removeprefix(LOAD))
         except (ImportError, AttributeError) as error:

@@ -19,7 +19,8 @@ def tries(name, action):
     except OSError:
         print(name)
     else:
-        sys.stdout.write("LEAK " + name + "\\n")  # at once: a process that fork made does so too
+        # In one piece: where fork leaks, its child writes too.
+        sys.stdout.write("LEAK " + name + "\\n")
 
 def connect():
     with socket.socket() as s:

@@ -172,7 +172,7 @@ def _new_module(name: str, setup: str = "") -> types.ModuleType:
 
 
 def _run(source: str, file: str, module: types.ModuleType) -> None:
-    # The one place where what a model wrote is executed: in a child that has given up its rights.
+    # What a model wrote in Python is executed here only: in a child that has given up its rights.
     exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
 
 
