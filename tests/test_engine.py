@@ -104,7 +104,6 @@ def test_an_answer_depends_on_its_own_prompt_and_number_only(
     assert [more[5 * p + g] for p in range(4) for g in range(3)] == expected
 
 
-@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(temperature=0.7), Sampling(top_k=4), Sampling(temperature=0.0)],

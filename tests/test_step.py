@@ -198,7 +198,6 @@ def test_the_trainers_log_probabilities_do_not_depend_on_packing() -> None:
         np.testing.assert_allclose(logps(CFG, rollout, row_length), expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("optimized")
 def test_with_sums_in_float64_log_probabilities_have_the_same_bits_in_rows_of_any_length() -> None:
     cfg = replace(CFG, sums="float64")
     rng = np.random.default_rng(0)

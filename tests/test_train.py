@@ -17,8 +17,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DEBUG = ROOT / "configs" / "debug.py"
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-for option in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS"):  # compiled as a user's run is
-    ENV.pop(option, None)
 
 
 def command(out: Path, *sets: str, config: Path = DEBUG) -> list[str]:
