@@ -24,11 +24,6 @@ python = $(or $(firstword $(foreach name,$(PYTHON),$(call new_enough,$(name)))),
 stale = $(strip $(shell cmp -s launch/locks/$(accel).lock .venv/installed.lock || echo lock) \
   $(if $(filter file,$(origin PYTHON)),,$(filter-out $(shell cat .venv/python 2>/dev/null),$(python))))
 
-# One process more than cores: some tests wait, for a sandbox or for another process's deadline.
-cores := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-pytest = .venv/bin/python -m pytest --numprocesses $(shell expr $(cores) + 1) --maxprocesses 8 \
-  --dist worksteal
-
 compile = $(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --quiet \
   --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
@@ -51,7 +46,7 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/basedpyright
-	$(pytest) $(ARGS)
+	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lock:
 	$(compile) --output-file launch/locks/cpu.lock

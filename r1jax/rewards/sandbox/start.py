@@ -92,7 +92,7 @@ def start(backend: str, scratch: Path | None = None) -> Sandbox:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     code = (
         f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from r1jax.rewards.sandbox import inside;"
-        f" inside.main({theirs.fileno()})"
+        f" inside.main({theirs.fileno()})  # for process {os.getpid()}"
     )
     with theirs:
         process = subprocess.Popen(
