@@ -45,6 +45,15 @@ if find_spec("beartype"):
     install_import_hook([f"r1jax.{name}" for name in CHECKED], "beartype.beartype")
 
 
+# Of files of which some tests take most of a minute.
+LONG = ("test_gsm8k_run.py", "test_pipeline.py", "test_train.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end no process waits for another's."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`made_once(name, make)`: the folder that `make` was called with, by one of the processes that
