@@ -96,6 +96,15 @@ def test_a_line_is_drawn_to_scale():
     assert y0 - y1 == pytest.approx((y0 - y2) / 4, abs=0.2) and y2 < y0
 
 
+@pytest.mark.parametrize(("size", "flat"), [(1e-7, True), (1e-5, False)])
+def test_rounding_is_a_flat_line_and_no_two_marks_read_alike(size: float, flat: bool):
+    line = charts.Series(label="x", points=[(0, 1.0), (1, 1 - size), (2, 1.0)])
+    chart = charts.line_chart("t", "", [line], charts.Axis(zero=False))
+    assert (len({y for _, y in places(chart)}) == 1) is flat
+    marks = re.findall(r'class="tick end">([^<]*)<', chart)
+    assert len(set(marks)) == len(marks) > 1
+
+
 def test_a_log_axis_gives_each_power_of_ten_the_same_height_and_puts_zero_at_its_foot():
     line = charts.Series(label="x", points=[(1, 0.0), (2, 1e-7), (3, 1e-6), (4, 1e-5)])
     axis = charts.Axis(log=True, limit=1e-6)

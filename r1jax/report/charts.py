@@ -110,13 +110,14 @@ def tick_texts(values: Sequence[float], *, share: bool = False) -> list[str]:
     """Tick labels, all with as many decimals as their distance needs."""
     scale = 100 if share else 1
     gap = abs(values[1] - values[0]) * scale if len(values) > 1 else abs(values[0]) or 1.0
-    if not share and gap < 1e-4:
+    largest = max(map(abs, values))
+    if not share and gap < 1e-4 and largest < 100 * gap:
         return ["0" if value == 0 else power(value) for value in values]
     decimals = max(0, -math.floor(math.log10(gap) + 1e-9))
     suffix = "%" if share else ""
-    if not share and max(map(abs, values)) >= 1e7:
+    if not share and largest >= 1e7:
         return ["0" if value == 0 else power(value) for value in values]
-    if not share and max(map(abs, values)) >= 10_000:
+    if not share and largest >= 10_000:
         thousands = 0 if gap >= 1000 else 1
         return [f"{value / 1000:,.{thousands}f}k" if value else "0" for value in values]
     return [f"{value * scale:,.{decimals}f}{suffix}" for value in values]
@@ -268,7 +269,10 @@ def _frame(series: Sequence[Series], axis: Axis, right: float, foot: float) -> _
             return math.log10(max(value, floor) / floor) / math.log10(top / floor)
     else:
         values += [0.0, 1.0] if axis.whole else [0.0] if axis.zero else []
-        y_ticks = ticks(min(values), max(values))
+        low, high = min(values), max(values)
+        if high - low < 1e-6 * max(-low, high):  # float32's rounding is no shape to be seen
+            high = low
+        y_ticks = ticks(low, high)
         floor, top = y_ticks[0], y_ticks[-1]
 
         def up(value: float) -> float:
