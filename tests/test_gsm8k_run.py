@@ -25,7 +25,9 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 TRAIN, TEST = DATA / "gsm8k_train.jsonl", DATA / "gsm8k_test.jsonl"
 VOCAB, PROMPT, NEW, LENGTH = 2048, 512, 16, 1024
 
-pytestmark = pytest.mark.skipif(not TRAIN.is_file(), reason="needs ../shared/data")
+pytestmark = pytest.mark.skipif(
+    not TRAIN.is_file(), reason=f"no file {TRAIN.name} in ../shared/data"
+)
 
 
 def zero_prompt(row) -> str:

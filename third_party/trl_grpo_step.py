@@ -28,8 +28,19 @@ import datasets
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from torch_grpo_step import GROUP, JOBS, LEARNING_RATE, PAD, PROMPT_LENGTH, PROMPTS, STOP
-from torch_grpo_step import VOCABULARY, build, matmul_gflops, positive
+from torch_grpo_step import (
+    GROUP,
+    JOBS,
+    LEARNING_RATE,
+    PAD,
+    PROMPT_LENGTH,
+    PROMPTS,
+    STOP,
+    VOCABULARY,
+    build,
+    matmul_gflops,
+    positive,
+)
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
