@@ -140,15 +140,25 @@ ENGINE = Engine(max_prompt=8, max_new=144, slots=64)
 
 def tiny() -> Run:
     """A student of a third of the tiny R1's weights: distilled, and by RL."""
+    return of_width(64, name="r1_distill_tiny")
+
+
+def tiny_32() -> Run:
+    """One of a tenth."""
+    return of_width(32, name="r1_distill_tiny_32")
+
+
+def of_width(width: int, *, name: str) -> Run:
+    """Two layers of a width, heads of 16."""
     return Run(
-        name="r1_distill_tiny",
+        name=name,
         model=dense(
             vocab_size=224,
-            dim=64,
+            dim=width,
             num_layers=2,
-            num_heads=4,
-            num_kv_heads=4,
-            mlp_dim=160,
+            num_heads=width // 16,
+            num_kv_heads=width // 16,
+            mlp_dim=width * 5 // 2,
             bias=True,
             scan=False,
             sums="float64",

@@ -25,6 +25,10 @@ Metrics = dict[str, jax.Array]
 Settle = Callable[[Params, Metrics], tuple[Params, Metrics]]
 Sums = tuple[Params, dict[str, Any]]  # with a leading dimension: the parts of the `data` axis
 
+# Micro-batches in one call of the compiled loop over them. On CPUs a call takes its temporary
+# memory from the system anew, and to touch a page for the first time costs more than to compute it.
+TOGETHER = 8
+
 
 def states_before(cfg: settings.Decoder, params: Params, batch: Batch) -> Float[Array, "B T D"]:
     """The final hidden state that each token is drawn from: that of the token before it.
@@ -129,8 +133,9 @@ def make_update(
     Gradients of the micro-batches are summed, each part of the `data` axis by itself until the
     last. A batch's weights carry the normaliser of the whole update, so the result does not depend
     on how it was cut. All micro-batches have one shape: three programs are compiled, whatever
-    their number. Metrics are means over the update's tokens, but `gap`, the largest. `settle` gets
-    the new weights and the metrics, and gives both as they shall be.
+    their number. One of them loops over up to TOGETHER micro-batches. Metrics are means over the
+    update's tokens, but `gap`, the largest. `settle` gets the new weights and the metrics, and
+    gives both as they shall be.
     """
 
     gradient = jax.grad(objective, has_aux=True)
@@ -152,13 +157,30 @@ def make_update(
         return grads, jax.tree.map(zeros, metrics)
 
     @partial(jax.jit, donate_argnums=0)
-    def add(total: Sums, params: Params, batch: Batch, numbers: Numbers) -> Sums:
-        def share(total: Sums, params: Params, numbers: Numbers, batch: Batch) -> Sums:
-            total = jax.tree.map(lambda x: x[0], total)
-            return jax.tree.map(lambda x: x[None], more(total, params, batch, numbers))
+    def add(
+        total: Sums, params: Params, batches: tuple[Batch, ...], count: jax.Array, numbers: Numbers
+    ) -> Sums:
+        def share(
+            total: Sums,
+            params: Params,
+            count: jax.Array,
+            numbers: Numbers,
+            batches: tuple[Batch, ...],
+        ) -> Sums:
+            stacked = jax.tree.map(lambda *each: jnp.stack(each), *batches)
 
-        specs = PartitionSpec("data"), PartitionSpec(), PartitionSpec()
-        return by_rows(share, batch, *specs)(total, params, numbers, batch)
+            def one(i: jax.Array, total: Sums) -> Sums:
+                batch = jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), stacked
+                )
+                return more(total, params, batch, numbers)
+
+            total = jax.tree.map(lambda x: x[0], total)
+            return jax.tree.map(lambda x: x[None], jax.lax.fori_loop(0, count, one, total))
+
+        whole = PartitionSpec()
+        specs = PartitionSpec("data"), whole, whole, whole
+        return by_rows(share, batches, *specs)(total, params, count, numbers, batches)
 
     @partial(jax.jit, donate_argnums=0)
     def apply(state: TrainState, total: Sums) -> tuple[TrainState, Metrics]:
@@ -178,8 +200,10 @@ def make_update(
         state: TrainState, batches: Sequence[Batch], **numbers: Any
     ) -> tuple[TrainState, Metrics]:
         total = empty(state.params, batches[0], numbers)
-        for batch in batches:
-            total = add(total, state.params, batch, numbers)
+        for start in range(0, len(batches), TOGETHER):
+            some = tuple(batches[start : start + TOGETHER])
+            filled = some + some[-1:] * (TOGETHER - len(some))  # one shape, whatever their number
+            total = add(total, state.params, filled, np.int32(len(some)), numbers)
         return apply(state, sum_parts(total))
 
     return update
@@ -212,14 +236,15 @@ def data_parts(batch: Batch) -> int:
 
 
 def by_rows(
-    function: Callable[..., Any], batch: Batch, *specs: PartitionSpec
+    function: Callable[..., Any], batch: Batch | tuple[Batch, ...], *specs: PartitionSpec
 ) -> Callable[..., Any]:
-    """`function(*args, batch)`, run by each part of the `data` axis on its rows of the batch.
+    """`function(*args, batch)`, run by each part of the `data` axis on its rows of the batch, or of
+    each of several that are cut alike.
 
     `specs` say how the other arguments are split over `data`. Results are put together along their
     first dimension.
     """
-    if data_parts(batch) == 1:
+    if data_parts(batch if isinstance(batch, Batch) else batch[0]) == 1:
         return function
     split = PartitionSpec("data")
     rows = jax.tree.map(lambda x: split if x.ndim else PartitionSpec(), batch)

@@ -9,6 +9,7 @@ block trains on packed rows, prefills prompts and decodes with a cache, by what 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,8 +35,35 @@ def rms_norm(
     x32 = x.astype(jnp.float32)
     square = sums(lambda x: jnp.mean(x * x, axis=-1, keepdims=True), x32)
     inverse = jax.lax.rsqrt(square + eps)
-    wide = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + scale.shape)
-    return (x32 * inverse * wide).astype(x.dtype)
+    return (x32 * inverse * spread(x.shape, scale.astype(jnp.float32))).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def spread(shape: tuple[int, ...], vector: Float[Array, " D"]) -> Float[Array, "... D"]:
+    """`vector` in every row of an array of that shape, with a gradient of its own for CPUs.
+
+    It sums over rows, which is one product with a row of ones: XLA's own reduction over the first
+    dimension takes several times as long on a CPU.
+    """
+    return jnp.broadcast_to(vector, shape)
+
+
+def _spread_forward(shape: tuple[int, ...], vector: jax.Array) -> tuple[jax.Array, None]:
+    return spread(shape, vector), None
+
+
+def _spread_backward(shape: tuple[int, ...], _: None, grad: jax.Array) -> tuple[jax.Array]:
+    rows = grad.reshape(-1, shape[-1])
+    return (
+        jax.lax.platform_dependent(
+            rows,
+            cpu=lambda rows: (jnp.ones((1, len(rows)), rows.dtype) @ rows)[0],
+            default=lambda rows: jnp.sum(rows, axis=0),
+        ),
+    )
+
+
+spread.defvjp(_spread_forward, _spread_backward)
 
 
 def gqa_leaves(cfg: settings.Attention, dim: int) -> Params:
@@ -82,10 +110,9 @@ def gqa(
     per_kv = cfg.num_heads // kv
     dtype = x.dtype
     flat = linear(x, params["qkv"].reshape(-1, x.shape[-1]).astype(dtype))
-    qkv = flat.reshape(*x.shape[:-1], kv, per_kv + 2, head)
     if cfg.bias:
-        bias = params["bias"].astype(dtype)
-        qkv = qkv + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        flat = flat + spread(flat.shape, params["bias"].reshape(-1).astype(dtype))
+    qkv = flat.reshape(*x.shape[:-1], kv, per_kv + 2, head)
     q, k, v = jnp.split(qkv, [per_kv, per_kv + 1], axis=-2)  # backward of a split is one copy
     k, v = k[..., 0, :], v[..., 0, :]
     if cfg.qk_norm:
