@@ -1,9 +1,14 @@
 """What every test runs under: four CPU devices, strict promotion, checked shapes, no network."""
 
 import fcntl
+import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +57,72 @@ LONG = ("test_gsm8k_run.py", "test_pipeline.py", "test_train.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: at the end no process waits for another's."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@dataclass
+class Process:
+    """A train command that runs, and what it has printed so far."""
+
+    pid: int
+    stdout_file: Path
+    stderr_file: Path
+    ask: Callable[[dict], int | None]
+    returncode: int | None = field(default=None, init=False)
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_file.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_file.read_text()
+
+    def wait(self, seconds: float = 300.0) -> int | None:
+        """Its exit code; None if it still runs after so many seconds."""
+        if self.returncode is None:
+            self.returncode = self.ask({"wait": self.pid, "seconds": seconds})
+        return self.returncode
+
+    def signal(self, number: int) -> None:
+        if self.wait(0.0) is None:
+            os.kill(self.pid, number)
+
+
+Train = Callable[..., Process]
+
+
+@pytest.fixture(scope="session")
+def start_train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
+    """`start_train(*arguments)`: the train command with these arguments, begun from the project's
+    folder in a process of its own (`train_server.py`); `kill` is (part, number) as there."""
+    folder = tmp_path_factory.mktemp("commands")
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("train_server.py"))],
+        env=env,
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdin and server.stdout
+        to, of = server.stdin, server.stdout
+
+        def ask(what: dict) -> int | None:
+            print(json.dumps(what), file=to, flush=True)
+            return json.loads(of.readline())
+
+        def start(*arguments: object, kill: tuple[str, int] | None = None) -> Process:
+            name = str(time.monotonic_ns())
+            files = {stream: folder / f"{name}.{stream}" for stream in ("stdout", "stderr")}
+            words = list(map(str, arguments))
+            pid = ask({"arguments": words, "kill": kill} | {k: str(f) for k, f in files.items()})
+            assert pid is not None
+            return Process(pid, files["stdout"], files["stderr"], ask)
+
+        yield start
+        to.close()
 
 
 @pytest.fixture(scope="session")

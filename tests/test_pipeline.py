@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,33 +25,20 @@ from r1jax.rewards.countdown import accuracy
 from r1jax.rewards.weighted import Batched, weighted
 from r1jax.settings import Build, Built, Engine, Reinforce, Run, Supervised, Task
 
-ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_name("pipeline_config.py")
-DRIVER = Path(__file__).with_name("pipeline_driver.py")
 ENGINE = Engine(max_prompt=8, max_new=16, slots=4)
 STAGES = ["base", "sampled", "sft", "chosen", "judge", "rl", "table"]
 
 
-def drive(out: Path, *moments: str) -> list[int]:
-    """The exit codes of the processes that ran the config into `out`, killed at these moments."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(DRIVER), str(CONFIG), str(out), *moments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    codes = [int(code) for code in done.stdout.split()]
-    assert len(codes) == len(moments) + 1 and codes[-1] == 0, done.stderr
-    return codes[:-1]
-
-
 @pytest.fixture(scope="module")
-def straight(made_once: Callable[..., Path]) -> Path:
+def straight(made_once: Callable[..., Path], start_train: Callable[..., Any]) -> Path:
     """The run, never stopped."""
-    return made_once("pipeline run", drive)
+
+    def make(out: Path) -> None:
+        process = start_train("--config", CONFIG, "--out", out)
+        assert process.wait(600.0) == 0, process.stderr
+
+    return made_once("pipeline run", make)
 
 
 @pytest.fixture
@@ -274,20 +259,24 @@ def test_adapters_are_not_added_to_other_weights(copy: Path, capsys: Any) -> Non
 # --------------------------------------------------------------------------- killed
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_bits(straight: Path, tmp_path: Path) -> None:
+def test_killed_in_every_stage_it_ends_with_the_same_bits(
+    straight: Path, tmp_path: Path, start_train: Callable[..., Any]
+) -> None:
     out = tmp_path / "run"
-    codes = drive(
-        out,
-        "base/unfinished/2/meta.json:1",
-        "sampled/answers.jsonl:3",
-        "sampled/.rows.jsonl.new:2",  # it is about to get its name
-        ".manifest.json.new:8",  # the last checkpoint of sft is there, and not yet entered
-        "chosen/.rows.jsonl.new:1",
-        "judge/unfinished/2/meta.json:1",
-        "rl/unfinished/2/meta.json:1",
-        "table/rl.jsonl:2",
-    )
-    assert codes == [-9] * 8
+    for moment in (
+        ("base/unfinished/2/meta.json", 1),
+        ("sampled/answers.jsonl", 3),
+        ("sampled/.rows.jsonl.new", 2),  # it is about to get its name
+        (".manifest.json.new", 8),  # the last checkpoint of sft is there, and not yet entered
+        ("chosen/.rows.jsonl.new", 1),
+        ("judge/unfinished/2/meta.json", 1),
+        ("rl/unfinished/2/meta.json", 1),
+        ("table/rl.jsonl", 2),
+    ):
+        killed = start_train("--config", CONFIG, "--out", out, kill=moment)
+        assert killed.wait() == -signal.SIGKILL, killed.stderr
+    last = start_train("--config", CONFIG, "--out", out)
+    assert last.wait() == 0, last.stderr
     assert weights(out) == weights(straight)
     assert "rl['kl_weight']" in weights(out)
     assert data(out) == data(straight)

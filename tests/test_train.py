@@ -1,42 +1,45 @@
 """The train command as a user runs it: to the end, killed and resumed, and with bad input."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 DEBUG = ROOT / "configs" / "debug.py"
-ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def command(out: Path, *sets: str, config: Path = DEBUG) -> list[str]:
-    options = [word for one in sets for word in ("--set", one)]
-    return [
-        *(sys.executable, "-m", "r1jax.train", "--config", str(config), "--out", str(out)),
-        *options,
-    ]
+Begin = Callable[..., Any]  # (out, *sets, config=DEBUG) -> the command's process
 
 
-def train(out: Path, *sets: str, config: Path = DEBUG) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(out, *sets, config=config),
-        env=ENV,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def begin(start_train: Callable[..., Any]) -> Begin:
+    """The train command into a folder, which runs on."""
+
+    def begin(out: Path, *sets: str, config: Path = DEBUG) -> Any:
+        options = [word for one in sets for word in ("--set", one)]
+        return start_train("--config", config, "--out", out, *options)
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def train(begin: Begin) -> Begin:
+    """The same to its end."""
+
+    def train(*arguments: Any, **keywords: Any) -> Any:
+        process = begin(*arguments, **keywords)
+        assert process.wait() is not None, "it runs for ever"
+        return process
+
+    return train
 
 
 def result(out: Path) -> tuple[list[dict], list[str], dict[str, bytes]]:
@@ -70,7 +73,7 @@ def read_arrays(step: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def straight(made_once: Callable[..., Path]) -> Path:
+def straight(made_once: Callable[..., Path], train: Begin) -> Path:
     """The debug run, never stopped."""
 
     def make(out: Path) -> None:
@@ -97,50 +100,45 @@ def test_a_run_leaves_everything_that_people_look_at(straight: Path) -> None:
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
-    straight: Path, tmp_path: Path
+    straight: Path, tmp_path: Path, begin: Begin
 ) -> None:
     out = tmp_path / "run"
     moments = random.Random(0)
-    # Set-up takes some seconds, compiling more where nothing is cached, a step a few milliseconds.
-    longest, kills, finished = 12.0, 0, False
+    # Compiling takes a second where nothing is cached, a step a few milliseconds.
+    longest, kills, finished = 8.0, 0, False
     while not kills or not finished:
         if finished:  # in less than that: a fast machine
             shutil.rmtree(out)
             longest, finished = longest / 2, False
-        with (tmp_path / "log").open("a") as log:
-            process = subprocess.Popen(command(out), env=ENV, cwd=ROOT, stdout=log, stderr=log)
-            try:
-                wait = moments.uniform(longest / 6, longest) if kills < 4 else 300
-                assert process.wait(timeout=wait) == 0, (tmp_path / "log").read_text()
-                finished = True
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
+        process = begin(out)
+        code = process.wait(moments.uniform(longest / 6, longest) if kills < 4 else 300.0)
+        if code is None:
+            process.signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            kills += 1
+        else:
+            assert code == 0, process.stderr
+            finished = True
     assert result(out) == result(straight)
 
 
 def test_sigterm_saves_and_leaves_with_code_75_and_the_same_command_goes_on(
-    straight: Path, tmp_path: Path
+    straight: Path, tmp_path: Path, begin: Begin, train: Begin
 ) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        command(out), env=ENV, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = begin(out)
     metrics = out / "metrics.jsonl"
     while not metrics.exists() or '"base", "step": 2' not in metrics.read_text():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 75, stderr
-    assert "the same command goes on" in stderr
+        assert process.wait(0.01) is None, process.stderr
+    process.signal(signal.SIGTERM)
+    assert process.wait(120.0) == 75, process.stderr
+    assert "the same command goes on" in process.stderr
     assert train(out).returncode == 0
     assert result(out) == result(straight)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
-    straight: Path, tmp_path: Path
+    straight: Path, tmp_path: Path, train: Begin
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(straight, out)
@@ -156,7 +154,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     assert result(out) == result(straight)
 
 
-def test_a_finished_run_is_not_done_again(straight: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_done_again(straight: Path, tmp_path: Path, train: Begin) -> None:
     out = tmp_path / "run"
     shutil.copytree(straight, out)
     before = (out / "metrics.jsonl").read_bytes()
@@ -198,7 +196,7 @@ def with_change(folder: Path, change: str) -> Path:
     return file
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def refused(done: Any, *words: str) -> None:
     """One clear line, no traceback, a code that is not 0."""
     assert done.returncode not in (0, 75)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -208,7 +206,9 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in errors[0], errors[0]
 
 
-def test_settings_that_cannot_be_are_one_line_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_settings_that_cannot_be_are_one_line_and_leave_nothing_behind(
+    tmp_path: Path, train: Begin
+) -> None:
     out = tmp_path / "run"
     refused(train(out, config=tmp_path / "none.py"), "none.py")
     refused(train(out, "rl.grop=3"), "rl.grop", "group")
@@ -217,12 +217,12 @@ def test_settings_that_cannot_be_are_one_line_and_leave_nothing_behind(tmp_path:
     assert not out.exists()
 
 
-def test_a_prompt_longer_than_allowed_is_one_line(tmp_path: Path) -> None:
+def test_a_prompt_longer_than_allowed_is_one_line(tmp_path: Path, train: Begin) -> None:
     done = train(tmp_path / "run", "rl.engine.max_prompt=4")
     refused(done, "make", "max_prompt", "4")
 
 
-def test_a_tokenizer_without_an_end_token_is_one_line(tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_end_token_is_one_line(tmp_path: Path, train: Begin) -> None:
     config = with_change(tmp_path, "tokenizer=no_end_token")
     refused(train(tmp_path / "run", config=config), "no end token")
 
@@ -236,7 +236,7 @@ def test_a_tokenizer_without_an_end_token_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_data_that_cannot_be_used_is_one_line(
-    tmp_path: Path, rows: str, words: tuple[str, ...]
+    tmp_path: Path, train: Begin, rows: str, words: tuple[str, ...]
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(rows)
@@ -245,7 +245,9 @@ def test_data_that_cannot_be_used_is_one_line(
     refused(train(tmp_path / "run", config=config), *words)
 
 
-def test_a_folder_of_another_config_is_left_alone(straight: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_config_is_left_alone(
+    straight: Path, tmp_path: Path, train: Begin
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(straight, out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -254,7 +256,7 @@ def test_a_folder_of_another_config_is_left_alone(straight: Path, tmp_path: Path
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
-    straight: Path, tmp_path: Path
+    straight: Path, tmp_path: Path, train: Begin
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -9,7 +9,6 @@ block trains on packed rows, prefills prompts and decodes with a cache, by what 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -38,14 +37,14 @@ def rms_norm(
     return (x32 * inverse * spread(x.shape, scale.astype(jnp.float32))).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def spread(shape: tuple[int, ...], vector: Float[Array, " D"]) -> Float[Array, "... D"]:
-    """`vector` in every row of an array of that shape, with a gradient of its own for CPUs.
-
-    It sums over rows, which is one product with a row of ones: XLA's own reduction over the first
-    dimension takes several times as long on a CPU.
-    """
+def _spread(shape: tuple[int, ...], vector: Float[Array, " D"]) -> jax.Array:
     return jnp.broadcast_to(vector, shape)
+
+
+# The function (shape, vector) -> the vector in every row of an array of that shape. Its gradient
+# sums over rows; on CPUs by a product with a row of ones, as XLA's own reduction over the first
+# dimension takes several times as long there.
+spread = jax.custom_vjp(_spread, nondiff_argnums=(0,))
 
 
 def _spread_forward(shape: tuple[int, ...], vector: jax.Array) -> tuple[jax.Array, None]:
@@ -53,14 +52,14 @@ def _spread_forward(shape: tuple[int, ...], vector: jax.Array) -> tuple[jax.Arra
 
 
 def _spread_backward(shape: tuple[int, ...], _: None, grad: jax.Array) -> tuple[jax.Array]:
-    rows = grad.reshape(-1, shape[-1])
-    return (
-        jax.lax.platform_dependent(
-            rows,
-            cpu=lambda rows: (jnp.ones((1, len(rows)), rows.dtype) @ rows)[0],
-            default=lambda rows: jnp.sum(rows, axis=0),
-        ),
-    )
+    def product(grad: jax.Array) -> jax.Array:
+        rows = grad.reshape(-1, shape[-1])
+        return (jnp.ones((1, rows.shape[0]), rows.dtype) @ rows)[0]
+
+    def reduction(grad: jax.Array) -> jax.Array:
+        return jnp.sum(grad, axis=tuple(range(len(shape) - 1)))
+
+    return (jax.lax.platform_dependent(grad, cpu=product, default=reduction),)
 
 
 spread.defvjp(_spread_forward, _spread_backward)
