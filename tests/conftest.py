@@ -18,7 +18,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# To keep a small program, and to look for it, takes as long as to compile it.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Most of the time of a first run is the compiler's: it optimises little here and, where JAX 0.10
 # has them, uses its older emitters of loops, which take half as long (later XLA ends at a flag it
@@ -98,6 +99,7 @@ def start_train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
     folder = tmp_path_factory.mktemp("commands")
     root = Path(__file__).parents[1]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # they run the same small programs
     with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("train_server.py"))],
         env=env,
