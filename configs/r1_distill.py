@@ -3,9 +3,10 @@
     python -m r1jax.train --config configs/r1_distill.py:qwen_7b
 
 Variants: `qwen_15b`, `qwen_7b` (the default), `qwen_14b`, `qwen_32b`, `llama_8b`, `llama_70b`; and
-`tiny`, on two CPU cores, after `configs/r1.py:tiny`: a smaller student learns from the tiny R1, and
-beside it, from the same base, by RL. It ends in a table of both; in BENCHMARKS.md, RL is ahead in
-reasoning and distillation in readability. All that follows is about the published sizes.
+`tiny` and `tiny_32`, on two CPU cores, after `configs/r1.py:tiny`: a smaller student learns from
+the tiny R1, and beside it, from the same base, by RL. Each ends in a table of both; in
+BENCHMARKS.md, with `tiny` RL is ahead in reasoning and distillation in readability. All that
+follows is about the published sizes.
 
 Needs: the base's folder under models/, with the tokenizer's special tokens of R1-Distill;
 data/r1_800k.jsonl with `prompt` and `answer`, such as data/mixed/rows.jsonl in the run of
@@ -144,7 +145,7 @@ def tiny() -> Run:
 
 
 def tiny_32() -> Run:
-    """One of a tenth."""
+    """A student of an eleventh of them."""
     return of_width(32, name="r1_distill_tiny_32")
 
 

@@ -15,7 +15,7 @@ from r1jax import sharding
 from r1jax.kernels.attention import decode_attention, packed_attention
 from r1jax.kernels.logprob import token_logp
 from r1jax.kernels.tiles import TILE, tile_attention
-from r1jax.models import decoder
+from r1jax.models import decoder, layers
 from r1jax.settings import Decoder, dense
 
 SMALL = {
@@ -352,3 +352,9 @@ def test_chunks_of_log_probabilities_are_those_of_the_whole(
         np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1), atol=2e-5)
         expected = np.einsum("btv,btd->vd", np.eye(64)[tokens] - p, states) / temperature
         np.testing.assert_allclose(grad, expected, atol=1e-4)
+
+
+def test_what_every_row_shares_has_the_sum_of_the_rows_gradients() -> None:
+    vector, weight = jnp.asarray(normal(8)), normal(3, 5, 8, seed=1)
+    of_vector = jax.grad(lambda v: jnp.sum(layers.spread(weight.shape, v) * weight))(vector)
+    np.testing.assert_allclose(of_vector, weight.sum(axis=(0, 1)), rtol=1e-6, atol=1e-6)
