@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from r1jax import host
+
 ROOT = Path(__file__).parents[1]
 OWN = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "NPROC")
 
@@ -72,10 +74,17 @@ def test_the_cpu_has_a_device_for_each_core_a_power_of_two_at_the_most() -> None
     assert flags == "--xla_cpu_multi_thread_eigen=false"
 
 
-def test_what_the_user_chose_stays() -> None:
-    assert run(DEVICES, JAX_NUM_CPU_DEVICES="3") == "3 None"
-    flag = "--xla_cpu_multi_thread_eigen=true"
-    assert run(DEVICES, XLA_FLAGS=flag) == f"1 {flag}"
+@pytest.mark.parametrize(
+    "chosen",
+    [{"JAX_NUM_CPU_DEVICES": "3"}, {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true"}],
+)
+def test_what_the_user_chose_stays(chosen: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    host.one_device_per_core()
+    assert {name: os.environ[name] for name in OWN if name in os.environ} == chosen
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
