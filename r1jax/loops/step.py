@@ -25,8 +25,8 @@ Metrics = dict[str, jax.Array]
 Settle = Callable[[Params, Metrics], tuple[Params, Metrics]]
 Sums = tuple[Params, dict[str, Any]]  # with a leading dimension: the parts of the `data` axis
 
-# Micro-batches in one call of the compiled loop over them. On CPUs a call takes its temporary
-# memory from the system anew, and to touch a page for the first time costs more than to compute it.
+# Micro-batches in one call of the compiled loop over them. On CPUs each call may get its temporary
+# memory from the kernel anew, and the first touch of a page costs more than what is computed there.
 TOGETHER = 8
 
 
