@@ -62,17 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass
 class Process:
-    """A train command that runs, and what it has printed so far."""
+    """A train command that runs, and what it has said on stderr so far."""
 
     pid: int
-    stdout_file: Path
     stderr_file: Path
     ask: Callable[[dict], int | None]
     returncode: int | None = field(default=None, init=False)
-
-    @property
-    def stdout(self) -> str:
-        return self.stdout_file.read_text()
 
     @property
     def stderr(self) -> str:
@@ -121,7 +116,7 @@ def start_train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
             words = list(map(str, arguments))
             pid = ask({"arguments": words, "kill": kill} | {k: str(f) for k, f in files.items()})
             assert pid is not None
-            return Process(pid, files["stdout"], files["stderr"], ask)
+            return Process(pid, files["stderr"], ask)
 
         yield start
         to.close()

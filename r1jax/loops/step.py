@@ -160,24 +160,7 @@ def make_update(
     def add(
         total: Sums, params: Params, batches: tuple[Batch, ...], count: jax.Array, numbers: Numbers
     ) -> Sums:
-        def share(
-            total: Sums,
-            params: Params,
-            count: jax.Array,
-            numbers: Numbers,
-            batches: tuple[Batch, ...],
-        ) -> Sums:
-            stacked = jax.tree.map(lambda *each: jnp.stack(each), *batches)
-
-            def one(i: jax.Array, total: Sums) -> Sums:
-                batch = jax.tree.map(
-                    lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), stacked
-                )
-                return more(total, params, batch, numbers)
-
-            total = jax.tree.map(lambda x: x[0], total)
-            return jax.tree.map(lambda x: x[None], jax.lax.fori_loop(0, count, one, total))
-
+        share = partial(add_all, more)
         whole = PartitionSpec()
         specs = PartitionSpec("data"), whole, whole, whole
         return by_rows(share, batches, *specs)(total, params, count, numbers, batches)
@@ -207,6 +190,25 @@ def make_update(
         return apply(state, sum_parts(total))
 
     return update
+
+
+def add_all(
+    more: Callable[[Sums, Params, Batch, Numbers], Sums],
+    total: Sums,
+    params: Params,
+    count: jax.Array,
+    numbers: Numbers,
+    batches: tuple[Batch, ...],
+) -> Sums:
+    """The total with the first `count` of the micro-batches added by `more`; of one part."""
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *batches)
+
+    def one(i: jax.Array, total: Sums) -> Sums:
+        batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), stacked)
+        return more(total, params, batch, numbers)
+
+    total = jax.tree.map(lambda x: x[0], total)
+    return jax.tree.map(lambda x: x[None], jax.lax.fori_loop(0, count, one, total))
 
 
 def sum_parts(total: Sums) -> Sums:
