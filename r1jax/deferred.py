@@ -358,6 +358,7 @@ def _definition(module: str, name: str) -> tuple[str, ast.stmt] | None:
     return None if node is None else (module, node)
 
 
+@cache
 def _file(module: str) -> Path | None:
     """The source of a module of r1jax; None if there is no such module."""
     package, *parts = module.split(".")
@@ -435,6 +436,7 @@ def _is_light(module: str) -> bool:
     return True
 
 
+@cache
 def _imported(module: str) -> set[str]:
     """The modules that importing a module of r1jax imports, its package among them."""
     needed = {module.rpartition(".")[0] or module}

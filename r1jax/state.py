@@ -48,6 +48,7 @@ def adamw(
         if not fits:
             raise ValueError(f"adamw: {name} must be {need}, got {value}")
 
+    @jax.jit  # optax calls it once outside of a program
     def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
         return learning_rate_at(
             step, steps=steps, learning_rate=learning_rate, warmup=warmup, final=final

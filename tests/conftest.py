@@ -1,6 +1,7 @@
 """What every test runs under: four CPU devices, strict promotion, checked shapes, no network."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -27,8 +28,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # does that with the files in which the order of a sum could count.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and version("jaxlib").startswith("0.10."):
-    older = "--xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {older}".strip()
+    # One part at a time: as many processes run as there are cores.
+    faster = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {faster}".strip()
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a line of code with each operation
 os.environ.setdefault("NPROC", "8")  # threads of XLA's pool: more than devices, see r1jax.host
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -58,6 +61,13 @@ LONG = ("test_gsm8k_run.py", "test_pipeline.py", "test_train.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: at the end no process waits for another's."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector of garbage need not look through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @dataclass

@@ -11,6 +11,7 @@ for the NUMBER-th time, a file whose path holds PART. What still runs at the end
 killed.
 """
 
+import gc
 import json
 import os
 import signal
@@ -87,6 +88,7 @@ def main() -> None:
 
     from r1jax import pipeline, report, reuse, train  # noqa: F401
 
+    gc.freeze()  # what the forks share, their collectors leave alone
     running = set()
     for line in sys.stdin:
         asked = json.loads(line)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.algos.groups import (
     batch_advantages,
@@ -316,12 +317,24 @@ def penalised_reward(
 
 def per_token(advantage: Float[Array, " B"], rollout: Rollout) -> Float[Array, "B A"]:
     """Gives every token of answer i the number advantage[i]; entries past its end get 0."""
-    return jnp.where(answer_mask(rollout), advantage[:, None], 0.0)
+    return _on_tokens(advantage, rollout.answer_length, width=rollout.answer.shape[1])
 
 
 def answer_mask(rollout: Rollout) -> Bool[Array, "B A"]:
     """True on the tokens of each answer, its end token included."""
-    return jnp.arange(rollout.answer.shape[1])[None, :] < rollout.answer_length[:, None]
+    return _before(rollout.answer_length, width=rollout.answer.shape[1])
+
+
+@partial(jax.jit, static_argnames="width")
+def _on_tokens(
+    advantage: Float[Array, " B"], length: Int[Array, " B"], *, width: int
+) -> Float[Array, "B A"]:
+    return jnp.where(_before(length, width=width), advantage[:, None], 0.0)
+
+
+@partial(jax.jit, static_argnames="width")
+def _before(length: Int[Array, " B"], *, width: int) -> Bool[Array, "B A"]:
+    return jnp.arange(width)[None, :] < length[:, None]
 
 
 def _penalty(rollout: Rollout, kl: Kl | None, kl_weight: Number) -> Float[Array, "B A"]:

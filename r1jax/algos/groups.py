@@ -2,15 +2,20 @@
 
 Rows [k * group, (k + 1) * group) all answer prompt k. A nan reward is of an answer that could not
 be judged. `r1jax.algos.advantages` makes advantages of rollouts of these.
+
+They are compiled whole: operation by operation, the first step of a run would compile dozens.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
+@partial(jax.jit, static_argnames=("group", "scale", "ddof", "eps"))
 def group_advantages(
     reward: Float[Array, " B"],
     *,
@@ -47,6 +52,7 @@ def group_advantages(
     return gap.reshape(-1)
 
 
+@partial(jax.jit, static_argnames="group")
 def leave_one_out(reward: Float[Array, " B"], *, group: int) -> Float[Array, " B"]:
     """An answer's reward less the mean reward of the OTHER answers to its prompt.
 
@@ -64,6 +70,7 @@ def leave_one_out(reward: Float[Array, " B"], *, group: int) -> Float[Array, " B
     return jnp.where(judged & ~equal, rewards - baseline, 0.0).reshape(-1)
 
 
+@partial(jax.jit, static_argnames=("group", "ddof", "eps"))
 def batch_advantages(
     reward: Float[Array, " B"], *, group: int, ddof: int = 1, eps: float = 1e-6
 ) -> Float[Array, " B"]:
@@ -82,6 +89,7 @@ def batch_advantages(
     return gap / (_deviation(reward, ~jnp.isnan(reward), ddof) + eps)
 
 
+@partial(jax.jit, static_argnames=("group", "eps"))
 def reinforce_baseline(
     reward: Float[Array, " B"], *, group: int, eps: float = 1e-6
 ) -> Float[Array, " B"]:
@@ -101,6 +109,7 @@ def reinforce_baseline(
     return gap / (_deviation(gap, ~jnp.isnan(reward), 1) + eps)
 
 
+@partial(jax.jit, static_argnames=("group", "k", "right"))
 def pass_at_k_advantages(
     reward: Float[Array, " B"], *, group: int, k: int, right: float = 1.0
 ) -> Float[Array, " B"]:
@@ -157,6 +166,7 @@ def over_sources(
     )
 
 
+@partial(jax.jit, static_argnames="group")
 def leave_one_out_tokens(
     reward: Float[Array, "B A"], mask: Bool[Array, "B A"], *, group: int
 ) -> Float[Array, "B A"]:
@@ -180,6 +190,7 @@ def leave_one_out_tokens(
     return jnp.where(mask, reward - baseline.reshape(-1, 1), 0.0)
 
 
+@partial(jax.jit, static_argnames="eps")
 def whiten(
     x: Float[Array, "B A"], mask: Bool[Array, "B A"], *, eps: float = 1e-8
 ) -> Float[Array, "B A"]:

@@ -150,7 +150,7 @@ def make_update(
 
     @jax.jit
     def empty(params: Params, batch: Batch, numbers: Numbers) -> Sums:
-        metrics = jax.eval_shape(gradient, params, batch, numbers)[1]
+        _, metrics = jax.eval_shape(objective, params, batch, numbers)
         parts = data_parts(batch)
         zeros = lambda x: jnp.zeros((parts, *x.shape), x.dtype)  # noqa: E731
         grads = jax.tree.map(zeros, params)
