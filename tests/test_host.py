@@ -89,9 +89,10 @@ def test_what_the_user_chose_stays(chosen: dict[str, str], monkeypatch: pytest.M
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_no_program_of_a_step_holds_a_collective_between_cpu_devices(tmp_path: Path) -> None:
+    dumped = f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"
     out = run(
         STEP,
-        XLA_FLAGS=f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text",
+        XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {dumped}",
         JAX_ENABLE_COMPILATION_CACHE="false",  # what comes from there is not dumped
     )
     devices, answers = map(int, out.split())

@@ -1,6 +1,6 @@
 """Mixture of experts against the paper's sums in numpy, and on a mesh against one device."""
 
-from functools import partial
+from functools import cache
 
 import chex
 import jax
@@ -26,9 +26,17 @@ SIGMOID = Experts(
 )
 SOFTMAX = Experts(num_experts=8, top_k=2, dim=6, normalise=False)
 
+experts = jax.jit(moe.experts, static_argnums=0)
+route = jax.jit(moe.route, static_argnums=0)
 
-def weights(cfg: Experts, seed: int = 0) -> dict:
-    params = sharding.init(moe.experts_leaves(cfg, DIM), jax.random.key(seed))
+
+@cache
+def made(cfg: Experts) -> dict:
+    return sharding.init(moe.experts_leaves(cfg, DIM), jax.random.key(0))
+
+
+def weights(cfg: Experts) -> dict:
+    params = dict(made(cfg))
     if "router_bias" in params:
         params["router_bias"] = 0.3 * jax.random.normal(jax.random.key(9), (cfg.num_experts,))
     return params
@@ -75,7 +83,7 @@ def numpy_experts(cfg: Experts, params: dict, x: np.ndarray) -> tuple[np.ndarray
 @pytest.mark.parametrize("cfg", [SIGMOID, SOFTMAX], ids=["sigmoid", "softmax"])
 def test_the_mixture_is_the_papers_sum_over_chosen_experts(cfg: Experts) -> None:
     params, x = weights(cfg), inputs(2, 10)
-    found, routing = jax.jit(partial(moe.experts, cfg))(params, x)
+    found, routing = experts(cfg, params, x)
     want, choice = numpy_experts(cfg, params, np.asarray(x, np.float64).reshape(20, DIM))
     np.testing.assert_array_equal(np.sort(routing.choice, axis=-1).reshape(20, -1), choice)
     np.testing.assert_allclose(found.reshape(20, DIM), want, atol=2e-5)
@@ -99,8 +107,8 @@ def test_grouped_products_and_their_gradients_are_those_of_every_product(sizes: 
     def total(x: jax.Array, weight: jax.Array, multiply) -> jax.Array:
         return jnp.sum(jnp.sin(multiply(x, weight, counts)))
 
-    found = grouped_matmul(x, weight, counts)
-    np.testing.assert_allclose(found, every_product(x, weight, counts), atol=1e-5)
+    found = jax.jit(grouped_matmul)(x, weight, counts)
+    np.testing.assert_allclose(found, jax.jit(every_product)(x, weight, counts), atol=1e-5)
     gradient = jax.jit(jax.grad(total, (0, 1)), static_argnums=2)
     grads = gradient(x, weight, grouped_matmul)
     wanted = gradient(x, weight, every_product)
@@ -134,7 +142,7 @@ def test_experts_spread_over_devices_give_the_same_output_and_gradients(axes: di
 def test_no_token_is_dropped_when_all_choose_the_experts_of_one_device(count: int) -> None:
     params, x = weights(SOFTMAX), inputs(count)
     choice = jnp.broadcast_to(jnp.asarray([6, 7]), (count, 2))  # four times an even share
-    want, _ = moe.experts(SOFTMAX, params, x, choice=choice)
+    want, _ = experts(SOFTMAX, params, x, choice=choice)
     mesh = sharding.make_mesh(settings.Mesh(data=1, expert=4))
     with jax.set_mesh(mesh):
         found, _ = jax.jit(lambda p, x, c: moe.experts(SOFTMAX, p, x, choice=c))(params, x, choice)
@@ -145,22 +153,22 @@ def test_no_token_is_dropped_when_all_choose_the_experts_of_one_device(count: in
 def test_a_replayed_choice_is_taken_and_weighted_by_the_routers_own_scores() -> None:
     params, x = weights(SIGMOID), inputs(5)
     other = jnp.tile(jnp.asarray([[0, 3, 7]]), (5, 1))  # the router would need two groups
-    weight, routing = moe.route(SIGMOID, params, x, choice=other)
+    weight, routing = route(SIGMOID, params, x, choice=other)
     np.testing.assert_array_equal(routing.choice, other)
     score = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(params["router"]).T))
     chosen = np.take_along_axis(score, np.asarray(other), axis=1)
     np.testing.assert_allclose(weight, 2.5 * chosen / chosen.sum(1, keepdims=True), rtol=1e-5)
-    own, before = jax.jit(partial(moe.experts, SIGMOID))(params, x)
-    again, _ = jax.jit(partial(moe.experts, SIGMOID))(params, x, choice=before.choice)
+    own, before = experts(SIGMOID, params, x)
+    again, _ = experts(SIGMOID, params, x, choice=before.choice)
     np.testing.assert_allclose(again, own, atol=1e-6)
 
 
 def test_the_bias_changes_the_choice_but_neither_weights_nor_gradients() -> None:
     params, x = weights(SIGMOID), inputs(6)
     moved = {**params, "router_bias": params["router_bias"].at[4:6].add(10.0)}
-    _, routing = moe.route(SIGMOID, moved, x)
+    _, routing = route(SIGMOID, moved, x)
     assert all({4, 5} <= set(row.tolist()) for row in np.asarray(routing.choice))
-    np.testing.assert_array_equal(routing.score, moe.route(SIGMOID, params, x)[1].score)
+    np.testing.assert_array_equal(routing.score, route(SIGMOID, params, x)[1].score)
 
     def total(params: dict) -> jax.Array:
         return jnp.sum(moe.experts(SIGMOID, params, x)[0])
@@ -259,7 +267,7 @@ def test_settings_that_cannot_be_are_refused(change: dict, words: str) -> None:
 
 def test_experts_are_exchanged_inside_of_a_map_over_the_rows_too() -> None:
     params, x = weights(SIGMOID), inputs(4, 6)
-    want, _ = moe.experts(SIGMOID, params, x)
+    want, _ = experts(SIGMOID, params, x)
     mesh = sharding.make_mesh(settings.Mesh(data=2, expert=2))
     split = jax.sharding.PartitionSpec("data")
     run = jax.shard_map(

@@ -1,9 +1,12 @@
 """An update is the same however it is packed, cut into micro-batches or split over devices."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -31,6 +34,12 @@ MESHES = {
     "tensor 4": settings.Mesh(data=1, tensor=4),
     "fsdp 2, tensor 2": settings.Mesh(data=1, fsdp=2, tensor=2),
 }
+
+
+@cache
+def weights() -> dict[str, Any]:
+    """Initial weights of CFG, on the host."""
+    return jax.tree.map(np.asarray, sharding.init(decoder.leaves(CFG), jax.random.key(0)))
 
 
 def a_rollout() -> Rollout:
@@ -93,16 +102,13 @@ def step(
     optimizer = optax.sgd(1.0)
     loss = partial(policy_loss, kl=k3, kl_weight=0.1)
     update = make_update(make_objective(CFG, loss), optimizer)
-    leaves, key = decoder.leaves(CFG), jax.random.key(0)
+    before = weights()
     if mesh is None:
-        params = sharding.init(leaves, key)
-        before = jax.tree.map(np.asarray, params)
-        state, metrics = update(init_state(params, optimizer), batches)
+        state, metrics = update(init_state(jax.tree.map(jnp.array, before), optimizer), batches)
     else:
         made = sharding.make_mesh(mesh)
         with jax.set_mesh(made):
-            params = sharding.init(leaves, key, made)
-            before = jax.tree.map(np.asarray, params)
+            params = jax.device_put(before, sharding.shardings(decoder.leaves(CFG), made))
             placed = [sharding.put(batch, made, "batch") for batch in batches]
             state, metrics = update(init_state(params, optimizer), placed)
     gradient = jax.tree.map(lambda a, b: a - np.asarray(b), before, state.params)
@@ -145,6 +151,7 @@ def test_weights_and_optimizer_are_split_by_the_rules() -> None:
     with jax.set_mesh(mesh):
         params = sharding.init(decoder.leaves(CFG), jax.random.key(0), mesh)
         state = init_state(params, optax.adam(1e-3))
+    jax.tree.map(np.testing.assert_array_equal, params, weights())
     adam = state.opt_state[0]
     for tree in (params, adam.mu, adam.nu):
         qkv = tree["groups"][0]["mixer"]["qkv"]  # [L, K, R + 2, H, D]: K by tensor, D by fsdp
@@ -153,8 +160,9 @@ def test_weights_and_optimizer_are_split_by_the_rules() -> None:
         assert tree["norm"].addressable_shards[0].data.shape == (32,)
 
 
-@pytest.mark.parametrize("mesh", list(MESHES)[1:])
-def test_answers_do_not_change_with_the_devices(mesh: str) -> None:
+@pytest.fixture(scope="module")
+def sampled() -> tuple[Callable[..., Rollout], Prompts, Rollout]:
+    """An engine, prompts, and what it answers to them on one device."""
     rng = np.random.default_rng(0)
     prompts = Prompts(
         tokens=rng.integers(2, 32, (4, 6)).astype(np.int32),
@@ -162,35 +170,40 @@ def test_answers_do_not_change_with_the_devices(mesh: str) -> None:
         index=np.arange(4, dtype=np.int32),
     )
     engine = settings.Engine(max_prompt=6, max_new=24, slots=4)
-    leaves, key = decoder.leaves(CFG), jax.random.key(0)
     generate = jax.jit(make_engine(CFG, engine, group=2, stop=(1,)))
-    expected = generate(sharding.init(leaves, key), prompts, key)
+    return generate, prompts, generate(weights(), prompts, jax.random.key(0))
+
+
+@pytest.mark.parametrize("mesh", list(MESHES)[1:])
+def test_answers_do_not_change_with_the_devices(
+    sampled: tuple[Callable[..., Rollout], Prompts, Rollout], mesh: str
+) -> None:
+    generate, prompts, expected = sampled
     made = sharding.make_mesh(MESHES[mesh] or settings.Mesh())
     with jax.set_mesh(made):
-        found = generate(
-            sharding.init(leaves, key, made), sharding.put(prompts, made, "batch"), key
-        )
+        params = jax.device_put(weights(), sharding.shardings(decoder.leaves(CFG), made))
+        found = generate(params, sharding.put(prompts, made, "batch"), jax.random.key(0))
     np.testing.assert_array_equal(found.answer, expected.answer)
     np.testing.assert_allclose(found.logp_rollout, expected.logp_rollout, atol=1e-5)
 
 
 def logps(cfg: settings.Decoder, rollout: Rollout, row_length: int) -> np.ndarray:
     """The trainer's log-probability of every answer token, [B, A]."""
-    params = sharding.init(decoder.leaves(cfg), jax.random.key(0))
     count, width = rollout.answer.shape
     none = {"weight": np.zeros((count, width), np.float32)}
     packing, batches = pack_answers(
         rollout, np.arange(count), none, row_length=row_length, micro_rows=1
     )
     logp_of = make_logp(cfg)
-    return collect(packing, np.concatenate([logp_of(params, b)[0] for b in batches]), width=width)
+    return collect(
+        packing, np.concatenate([logp_of(weights(), b)[0] for b in batches]), width=width
+    )
 
 
 def test_the_trainers_log_probabilities_do_not_depend_on_packing() -> None:
     rollout = a_rollout()
-    params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
     batch = alone(rollout, {"weight": np.zeros((12, 20), np.float32)})
-    rows = np.asarray(make_logp(CFG)(params, batch)[0])
+    rows = np.asarray(make_logp(CFG)(weights(), batch)[0])
     expected = np.zeros((12, 20), np.float32)
     for i, size in enumerate(rollout.answer_length):
         expected[i, :size] = rows[i, batch.mask[i]]
@@ -207,9 +220,8 @@ def test_with_sums_in_float64_log_probabilities_have_the_same_bits_in_rows_of_an
         index=np.arange(3, dtype=np.int32),
     )
     engine = settings.Engine(max_prompt=30, max_new=90, slots=12)
-    params = sharding.init(decoder.leaves(cfg), jax.random.key(0))
     generate = jax.jit(make_engine(cfg, engine, group=4, stop=(1,)))
-    rollout = to_host(generate(params, prompts, jax.random.key(1)))
+    rollout = to_host(generate(weights(), prompts, jax.random.key(1)))
     short, long = logps(cfg, rollout, 144), logps(cfg, rollout, 256)
     np.testing.assert_array_equal(short, long)
     np.testing.assert_allclose(short, rollout.logp_rollout, atol=1e-5)
@@ -219,12 +231,12 @@ def test_with_sums_in_float64_log_probabilities_have_the_same_bits_in_rows_of_an
 def test_log_probabilities_do_not_change_with_the_devices(mesh: str) -> None:
     none = {"weight": np.zeros((12, 20), np.float32)}
     _, batches = pack_answers(a_rollout(), np.arange(12), none, row_length=66, micro_rows=4)
-    leaves, key = decoder.leaves(CFG), jax.random.key(0)
-    expected = make_logp(CFG)(sharding.init(leaves, key), batches[0])[0]
+    expected = make_logp(CFG)(weights(), batches[0])[0]
     made = sharding.make_mesh(MESHES[mesh] or settings.Mesh())
     with jax.set_mesh(made):
         placed = sharding.put(batches[0], made, "batch")
-        found = make_logp(CFG)(sharding.init(leaves, key, made), placed)[0]
+        params = jax.device_put(weights(), sharding.shardings(decoder.leaves(CFG), made))
+        found = make_logp(CFG)(params, placed)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -237,7 +249,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused() -> None:
 
 
 def test_temperature_divides_the_logits() -> None:
-    params = sharding.init(decoder.leaves(CFG), jax.random.key(0))
+    params = weights()
     batch = alone(a_rollout(), {"weight": np.zeros((12, 20), np.float32)})
 
     @jax.jit

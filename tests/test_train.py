@@ -104,8 +104,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
 ) -> None:
     out = tmp_path / "run"
     moments = random.Random(0)
-    # Compiling takes a second where nothing is cached, a step a few milliseconds.
-    longest, kills, finished = 8.0, 0, False
+    # Tracing the programs takes seconds, a step a few milliseconds.
+    longest, kills, finished = 6.0, 0, False
     while not kills or not finished:
         if finished:  # in less than that: a fast machine
             shutil.rmtree(out)
