@@ -15,6 +15,9 @@ endif
 # Containers often set it, and then every process compiles the 1,400 modules it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
+# The compiler's memory in pages of 2 MB: a twentieth less time. Other libcs do not read it.
+huge_pages = glibc.malloc.hugetlb=1
+
 # The interpreter behind a name, also behind a virtual environment's; nothing if it is too old.
 new_enough = $(shell $(1) -c "import os, sys; sys.version_info >= (3, 11) and \
   print(os.path.realpath(sys._base_executable))" 2>/dev/null)
@@ -46,7 +49,8 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/basedpyright
-	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+	GLIBC_TUNABLES=$(huge_pages) .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 \
+	  --dist worksteal $(ARGS)
 
 lock:
 	$(compile) --output-file launch/locks/cpu.lock
