@@ -322,18 +322,18 @@ def per_token(advantage: Float[Array, " B"], rollout: Rollout) -> Float[Array, "
 
 def answer_mask(rollout: Rollout) -> Bool[Array, "B A"]:
     """True on the tokens of each answer, its end token included."""
-    return _before(rollout.answer_length, width=rollout.answer.shape[1])
+    return _mask(rollout.answer_length, width=rollout.answer.shape[1])
 
 
 @partial(jax.jit, static_argnames="width")
 def _on_tokens(
     advantage: Float[Array, " B"], length: Int[Array, " B"], *, width: int
 ) -> Float[Array, "B A"]:
-    return jnp.where(_before(length, width=width), advantage[:, None], 0.0)
+    return jnp.where(_mask(length, width=width), advantage[:, None], 0.0)
 
 
 @partial(jax.jit, static_argnames="width")
-def _before(length: Int[Array, " B"], *, width: int) -> Bool[Array, "B A"]:
+def _mask(length: Int[Array, " B"], *, width: int) -> Bool[Array, "B A"]:
     return jnp.arange(width)[None, :] < length[:, None]
 
 
