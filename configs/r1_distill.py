@@ -5,8 +5,8 @@
 Variants: `qwen_15b`, `qwen_7b` (the default), `qwen_14b`, `qwen_32b`, `llama_8b`, `llama_70b`; and
 `tiny` and `tiny_32`, on two CPU cores, after `configs/r1.py:tiny`: a smaller student learns from
 the tiny R1, and beside it, from the same base, by RL. Each ends in a table of both; in
-BENCHMARKS.md, with `tiny` RL is ahead in reasoning and distillation in readability. All that
-follows is about the published sizes.
+BENCHMARKS.md, over three seeds, RL is ahead in reasoning with `tiny`, neither is with `tiny_32`,
+and distillation is ahead in readability with both. All that follows is about the published sizes.
 
 Needs: the base's folder under models/, with the tokenizer's special tokens of R1-Distill;
 data/r1_800k.jsonl with `prompt` and `answer`, such as data/mixed/rows.jsonl in the run of
