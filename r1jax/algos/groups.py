@@ -3,7 +3,7 @@
 Rows [k * group, (k + 1) * group) all answer prompt k. A nan reward is of an answer that could not
 be judged. `r1jax.algos.advantages` makes advantages of rollouts of these.
 
-They are compiled whole: operation by operation, the first step of a run would compile dozens.
+A comparison is compiled whole: one by one, its operations are a dozen programs to compile.
 """
 
 import math
