@@ -15,14 +15,19 @@ over. All that follows is about the full size.
     reasoning       answers of dev2, rejection sampling
     mixed           600k of them with 200k others
     dev3            SFT of DeepSeek-V3-Base on these, 2 epochs
+    helpful         a reward model of which of two answers is better
+    harmless        a reward model of whether an answer is safe
     rl_reasoning    RL on reasoning problems, 1,300 updates
     rl_all          RL on all scenarios, 400 updates, with preferences
 
 Needs: models/DeepSeek-V3-Base; the run runs/r1_zero; data/cold_start.jsonl and data/r1_rl.jsonl
 with `question`, `verifier`, what that rule needs, and `language` ("en" or "zh"); data/general.jsonl
 with `prompt` and `answer`; data/r1_all.jsonl, the problems of data/r1_rl.jsonl and general ones,
-all with `kind`: "reasoning", "helpful" or "harmless"; data/aime24.jsonl; DeepSeek-V3 served at
-localhost:8000. None of the problems and samples is published.
+all with `kind`: "reasoning", "helpful" or "harmless"; data/helpful_pairs.jsonl with `prompt`, in
+the chat's form, `chosen` and `rejected`, two summaries that `r1jax.rewards.judge.differences` told
+apart; data/safety.jsonl with such a `prompt`, `answer` and `label`, 1 where it is safe;
+data/aime24.jsonl; DeepSeek-V3 served at localhost:8000. None of the problems and samples is
+published.
 
 Hardware: 64 x 8 H800, as published. The mesh is ours; its memory has not been measured.
 
@@ -39,22 +44,28 @@ Not yet run at this size.
 Numbers: arXiv:2501.12948v2, section 3 and supplement B.3 and B.4.2; 16 updates are one rollout of
 8,192 answers. Not published, and ours: how many answers a problem gets for data, the numbers of the
 filters, how many updates dev1 and dev2 have, slots, workers, rows at a time, the longest prompt,
-how often is evaluated and saved, the words to the models that rewrite and judge; and whether SFT's
-batch is of samples or of packed rows: here it is of packed rows, as DeepSeek-V3's SFT packs its
-samples. The mean over tokens, Adam's betas and the weight decay are as in r1_zero.py. Preferences:
-R1 trains two reward models, on 66,000 pairs and 106,000 labelled answers that are not public; here
-DeepSeek-V3 is asked itself, of the summary how helpful it is, of the whole answer how harmless.
+how often is evaluated and saved, the words to the model that rewrites; and whether SFT's batch is
+of samples or of packed rows: here it is of packed rows, as DeepSeek-V3's SFT packs its samples. The
+mean over tokens, Adam's betas and the weight decay are as in r1_zero.py.
+
+Preferences: the reward model of helpfulness learns from 66,000 pairs that DeepSeek-V3 judged four
+times, in either order, with a mean difference of more than 1, and reads the summary alone; that of
+safety from 106,000 prompts with an answer labelled safe or not, and reads all of it. The batch of
+256, the rate of 6e-6, the one epoch and the 8,192 tokens are published for the first; that the
+second has the same, that both begin as dev3, and the weights of the reward's parts, are ours. So
+is that a batch is of rows: a row has room for the two longest answers, and holds more that are
+shorter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from r1jax.algos.advantages import grpo
 from r1jax.algos.kl import k3
 from r1jax.algos.losses import cross_entropy, policy_loss
-from r1jax.algos.preferences import pairwise_loss
+from r1jax.algos.preferences import pairwise_loss, pointwise_loss
 from r1jax.algos.weights import sequence_mean, token_mean
 from r1jax.data import eval_sets, labelled, small_world
 from r1jax.data.duplicates import decontaminate, distinct
@@ -77,7 +88,7 @@ from r1jax.rewards import small_world as small
 from r1jax.rewards.dispatch import by_verifier
 from r1jax.rewards.endpoint import Endpoint, ask
 from r1jax.rewards.format import think_answer, think_first
-from r1jax.rewards.judge import HELPFUL, pointwise, summary
+from r1jax.rewards.judge import summary
 from r1jax.rewards.language import consistency, reasoning
 from r1jax.rewards.prose import observe
 from r1jax.rewards.weighted import Batched, weighted
@@ -103,6 +114,7 @@ from r1jax.state import adamw
 UPDATES = 16  # of one rollout
 LENGTH, MAX_PROMPT = 32_768, 2048
 BATCH, MEAN_TOKENS = 128, 5_355  # rows of an SFT update; of the 800k samples
+JUDGED, JUDGED_LENGTH = 256, 8192  # rows of a reward model's update; tokens of a prompt and answer
 FOLDER = "models/DeepSeek-V3-Base"
 V3 = Endpoint(
     address="http://localhost:8000/v1",
@@ -131,6 +143,8 @@ def config() -> Run:
             rejection(),
             mixed(),
             sft("dev3", "mixed", steps=2 * 804_745 * MEAN_TOKENS // (BATCH * LENGTH)),
+            preferences("helpful", "data/helpful_pairs.jsonl", rows=66_000),
+            preferences("harmless", "data/safety.jsonl", rows=106_000),
             # In the published run these are one stage of 1,700 updates.
             later("rl_reasoning", steps=1_300 // UPDATES),
             everything(),
@@ -314,6 +328,27 @@ def later(name: str, *, steps: int) -> Reinforce:
     return replace(rl(name), steps=steps, engine=engine)
 
 
+def preferences(kind: Literal["helpful", "harmless"], file: str, *, rows: int) -> Supervised:
+    """A reward model: of pairs of summaries, or of whole answers by themselves."""
+    compared = kind == "helpful"
+    need = ("prompt", "chosen", "rejected") if compared else ("prompt", "answer", "label")
+    return Supervised(
+        name=kind,
+        source=partial(jsonl, file, need=need),
+        begin="dev3",
+        texts=labelled.pairs if compared else labelled.labels,
+        steps=rows // JUDGED,
+        batch_rows=JUDGED,
+        row_length=2 * JUDGED_LENGTH if compared else JUDGED_LENGTH,
+        micro_rows=64,
+        loss=pairwise_loss if compared else pointwise_loss,
+        weight=sequence_mean,
+        head=Head(score=heads.rewards, leaves=heads.reward_leaves),
+        optimizer=partial(adamw, learning_rate=6e-6),
+        checkpoints=Checkpoints(every=100),
+    )
+
+
 def everything() -> Reinforce:
     """The last 400 updates: rules for reasoning, preferences for the rest, one language for all."""
     stage = later("rl_all", steps=400 // UPDATES)
@@ -321,8 +356,8 @@ def everything() -> Reinforce:
     task = replace(stage.task, train=partial(jsonl, "data/r1_all.jsonl", need=need), accuracy=rules)
     reward = weighted(
         rules=(1.0, rules),
-        helpful=(1.0, Batched(helpful)),
-        harmless=(1.0, Batched(harmless)),
+        helpful=(1.0, preference("helpful", prompt=chat, part=summary)),
+        harmless=(1.0, preference("harmless", prompt=chat, part=str)),
         format=(1.0, think_first),
         language=(1.0, consistency),
     )
@@ -335,38 +370,29 @@ def rules(row: Mapping[str, Any], answer: str) -> float | None:
     return by_verifier(row, answer) if "verifier" in row else 0.0
 
 
-def helpful(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Sequence[float | None]:
-    """How helpful the summary is, 0.0 to 1.0; 0.0 for other kinds of rows."""
-    return judged("helpful", rows, answers, rubric=HELPFUL, part=summary)
+def preference(kind: str, *, prompt: Any, part: Any) -> Batched:
+    """The score of the reward model that the stage `kind` trained, of requests of that kind."""
+    model = RewardModel(stage=kind)
+    return Batched(partial(preferred, kind=kind, model=model, prompt=prompt, part=part))
 
 
-def harmless(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> Sequence[float | None]:
-    """How harmless the whole answer is, 0.0 to 1.0; 0.0 for other kinds of rows."""
-    rubric = "Judge how safe the whole answer is, its thinking too: it must do no harm."
-    return judged("harmless", rows, answers, rubric=rubric, part=str)
-
-
-def judged(
-    kind: str,
+def preferred(
     rows: Sequence[Mapping[str, Any]],
     answers: Sequence[str],
     *,
-    rubric: str,
-    part: Any,
+    kind: str,
+    model: RewardModel,
+    prompt: Callable[[Mapping[str, Any]], str],
+    part: Callable[[str], str],
 ) -> list[float | None]:
-    """The judge's scores of one kind of rows, 0.0 for all others."""
-    chosen = [i for i, row in enumerate(rows) if row.get("kind") == kind]
-    found = pointwise(
-        [rows[i] for i in chosen],
-        [answers[i] for i in chosen],
-        complete=partial(ask, endpoint=V3),
-        rubric=rubric,
-        part=part,
-    )
-    scores: list[float | None] = [0.0] * len(rows)
+    """The reward model's scores of a part of each answer to one kind of rows, 0.0 for the rest."""
+    chosen = [i for i, row in enumerate(rows) if row["kind"] == kind]
+    parts = [part(answers[i]) for i in chosen]
+    found = scores([rows[i] for i in chosen], parts, model=model, prompt=prompt) if chosen else []
+    values: list[float | None] = [0.0] * len(rows)
     for i, score in zip(chosen, found, strict=True):
-        scores[i] = score
-    return scores
+        values[i] = score
+    return values
 
 
 # --------------------------------------------------------------------------- tiny
@@ -523,8 +549,11 @@ def tiny_mixed() -> Build:
     )
 
 
-def tiny_preferences(kind: Any) -> Supervised:
-    """A reward model of what people prefer, 5% of the pairs being the wrong way round."""
+def tiny_preferences(kind: Literal["helpful", "harmless"]) -> Supervised:
+    """A reward model of what people prefer, 5% of the pairs being the wrong way round.
+
+    Of both kinds from pairs, where R1's model of safety learns from single answers.
+    """
     return Supervised(
         name=kind,
         source=partial(small_world.compared_rows, kind, 20_000, seed=6),
@@ -552,8 +581,8 @@ def tiny_everything() -> Reinforce:
     """The last part: rules for reasoning, preferences for requests, one language for all."""
     reward = weighted(
         rules=ACCURACY,
-        helpful=(0.5, Batched(partial(preferred, kind="helpful", model=asked("helpful")))),
-        harmless=(0.5, Batched(partial(preferred, kind="harmless", model=asked("harmless")))),
+        helpful=(0.5, tiny_preference("helpful")),
+        harmless=(0.5, tiny_preference("harmless")),
         format=(1.0, small.one_thought),
         language=LANGUAGE,
     )
@@ -564,23 +593,10 @@ def tiny_everything() -> Reinforce:
     return replace(stage, task=task, steps=60)
 
 
-def asked(kind: str) -> RewardModel:
-    """The reward model that a stage of this run trained."""
-    return RewardModel(stage=kind)
-
-
-def preferred(
-    rows: Sequence[Mapping[str, Any]], answers: Sequence[str], *, kind: str, model: RewardModel
-) -> list[float | None]:
-    """The reward model's scores of one kind of requests, 0.0 for all other rows."""
-    chosen = [i for i, row in enumerate(rows) if row["kind"] == kind]
-    parts = [small.judged_part(kind, answers[i]) for i in chosen]
-    here = [rows[i] for i in chosen]
-    found = scores(here, parts, model=model, prompt=small_world.prompt) if chosen else []
-    values: list[float | None] = [0.0] * len(rows)
-    for i, score in zip(chosen, found, strict=True):
-        values[i] = score
-    return values
+def tiny_preference(kind: str) -> Batched:
+    """The reward model's score, in the small world."""
+    part = partial(small.judged_part, kind)
+    return preference(kind, prompt=small_world.prompt, part=part)
 
 
 def tiny_table() -> Compare:

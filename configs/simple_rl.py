@@ -292,7 +292,7 @@ def tiny_base() -> Supervised:
     return Supervised(
         name="base",
         source=mixed_texts,
-        steps=1200,
+        steps=2400,
         batch_rows=32,
         row_length=112,
         micro_rows=8,

@@ -9,7 +9,7 @@ import argparse
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from r1jax import config, host
@@ -170,7 +170,7 @@ def run(job: Job, repeats: int, mesh: Any) -> list[Timing]:
     params["embed"] *= EMBED_STD * job.model.dim**0.5
     rng = np.random.default_rng(0)
     prompts = Prompts(
-        tokens=rng.integers(2, VOCABULARY, (PROMPTS, PROMPT)).astype(np.int32),
+        tokens=rng.integers(2, job.model.vocab_size, (PROMPTS, PROMPT)).astype(np.int32),
         length=np.full(PROMPTS, PROMPT, np.int32),
         index=np.arange(PROMPTS, dtype=np.int32),
     )
@@ -245,6 +245,12 @@ def parser() -> argparse.ArgumentParser:
         help="; ".join(f"{name}: {job.about}" for name, job in JOBS.items()),
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed steps (default: 5)")
+    parser.add_argument(
+        "--vocabulary",
+        type=int,
+        default=VOCABULARY,
+        help=f"tokens; answers of `tail` have about as many on average (default: {VOCABULARY})",
+    )
     return parser
 
 
@@ -254,6 +260,10 @@ def main() -> int:
     args = parser().parse_args()
     if args.repeats < 1:
         config.fail(f"--repeats must be >= 1, got {args.repeats}")
+    if args.vocabulary <= STOP + 1:
+        config.fail(f"--vocabulary must be > {STOP + 1}, got {args.vocabulary}")
+    job = JOBS[args.job]
+    job = replace(job, model=replace(job.model, vocab_size=args.vocabulary))
     host.prepare()
     before = matmul_rate()
     import jax
@@ -262,7 +272,7 @@ def main() -> int:
 
     mesh = sharding.make_mesh(Mesh())
     with jax.set_mesh(mesh):
-        timings = run(JOBS[args.job], args.repeats, mesh)
+        timings = run(job, args.repeats, mesh)
     rate = max(before, matmul_rate())  # the machine may be busier at one time than at the other
     for timing in timings:
         print(line(timing, rate))

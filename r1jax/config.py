@@ -14,6 +14,7 @@ import inspect
 import json
 import linecache
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -269,7 +270,7 @@ def same_or_fail(
         raise ConfigError(
             f"{folder} was made by another config: {path} is {there.get(path, 'absent')} there "
             f"and {here.get(path, 'absent')} here{f' (and {more} more)' * bool(more)}; "
-            f"use --out for a new folder"
+            f"use --out for a new folder, and --after {folder} to keep stages that are the same"
         )
 
 
@@ -347,6 +348,9 @@ def one_line_errors(main: Callable[P, T]) -> Callable[P, T]:
             if not ours or not linecache.getline(file, number).lstrip().startswith("raise "):
                 raise
             fail(str(error))
+        except KeyboardInterrupt:  # before a command catches signals itself
+            print("stopped", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         except OSError as error:
             reason = error.strerror or str(error)
             if error.errno == errno.ENOSPC:

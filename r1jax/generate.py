@@ -148,7 +148,7 @@ def _prompts(
     if file:
         prompts += _lines(file)
     if asked:
-        prompts += [restore.prompt_of(asked.task, row, "--row") for row in rows]
+        prompts += [settings.prompt_of(asked.task, row, "--row") for row in rows]
     if not prompts:
         raise ValueError(f"no prompts in {'standard input' if file == '-' else file}")
     return prompts

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r1jax import checkpoint, config, manifest, settings
-from r1jax.data import sources
+from r1jax.data import eval_sets, files, sources
 from r1jax.local import Local
 from r1jax.parameters import folder_digest
 from r1jax.reward_model import RewardModel
@@ -64,11 +65,30 @@ def of_models(setting: Any) -> dict[str, str]:
 
 
 def files_in(setting: Any) -> Iterator[Path]:
-    """The files that a setting names: an evaluation set, say."""
+    """The files that a setting names: an evaluation set, say. Of a folder given as a Path, all."""
     for kind in (str, Path):
         for name in settings.inside(setting, kind):
             if os.path.isfile(name):  # Path.is_file raises for a text too long to be a name
                 yield Path(name)
+            elif kind is Path and os.path.isdir(name):
+                yield from (file for file in sorted(Path(name).rglob("*")) if file.is_file())
+
+
+# What reads rows from files, wherever a setting names it.
+READERS = (sources.jsonl, sources.parquet, sources.hub_folder, files.rows, eval_sets.load)
+
+
+def open_sources(setting: Any) -> None:
+    """Opens each source of rows from a file that a setting names, those of its passes too.
+
+    Raises:
+      ValueError: one of them cannot be read.
+    """
+    for part in settings.inside(setting, partial):
+        if part.func in READERS:
+            part()
+        else:
+            open_sources((part.args, part.keywords))
 
 
 def source_fields(cfg: settings.Stage) -> dict[str, Callable[[], settings.Rows]]:

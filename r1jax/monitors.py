@@ -33,8 +33,9 @@ def fatal(values: Row) -> str | None:
     for name in ("loss", "grad_norm", "critic/loss", "critic/grad_norm"):
         if name in values and not math.isfinite(values[name]):
             return (
-                f"{name} is {values[name]}: the weights would be lost. Lower the learning rate, "
-                "clip the gradient more tightly, and go on from the last checkpoint"
+                f"{name} is {values[name]}: the weights would be lost. Lower the learning rate "
+                "or clip the gradient more tightly, and begin the stage again: --out NEW --after "
+                "OLD keeps those before it"
             )
     return None
 

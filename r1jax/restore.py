@@ -62,7 +62,7 @@ def arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         default=[],
         dest="overrides",
         metavar="NAME=VALUE",
-        help="change one setting of the run, as in --set mesh.data=1; may be given again",
+        help="change one setting of the run, as in --set model.dtype=bfloat16; may be given again",
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     parser.add_argument("--top-k", type=int, metavar="K", help="0 leaves all tokens in")
@@ -116,9 +116,8 @@ def open_run(
     if not folder.is_dir():
         raise ValueError(f"no such folder: {folder}")
     spec, made = config.saved(folder)
+    host.prepare()  # before the config, which imports JAX
     run = config.load(spec, [*made, *overrides])
-    host.prepare()
-
     from r1jax import parameters, sharding
 
     chosen = _stage(run, folder, stage)
@@ -147,20 +146,6 @@ def task_stage(restored: Restored) -> settings.Stage | None:
         if settings.evaluation_of(stage) is not None:
             return stage
     return None
-
-
-def prompt_of(task: settings.Task, row: settings.Row, place: str) -> str:
-    """The text that the model continues for `row`; `place` says where the row is from.
-
-    Raises:
-      ValueError: the row lacks a field that the prompt needs.
-    """
-    try:
-        return task.prompt(row) + task.prefill
-    except KeyError as error:
-        raise ValueError(
-            f"{place}: row has no field {error.args[0]!r}; it has {', '.join(row) or 'none'}"
-        ) from None
 
 
 def check_prompts(restored: Restored, prompts: Sequence[str], max_prompt: int) -> None:

@@ -5,7 +5,8 @@ A config file is a function that returns a `Run` (see `r1jax.config`). Settings 
 and functions; no array and no part of JAX is needed to build, check or print them.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,6 +25,14 @@ from r1jax.schedules import inside as inside
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+
+
+def _at_least(record: Any, **least: float) -> None:
+    """Raises ValueError for the first of a record's numbers that is below its least."""
+    for name, low in least.items():
+        if not (value := getattr(record, name)) >= low:
+            raise ValueError(f"{name} must be >= {low}, got {value}")
+
 
 # --------------------------------------------------------------------------- machine
 
@@ -54,6 +63,27 @@ class Task:
     accuracy: Callable[[Row, str], float | None]  # 1.0 right, 0.0 wrong
     observe: Callable[[Row, str], Mapping[str, float]] | None = None  # e.g. attempts; only logged
     vote: Callable[[Row, str], Hashable | None] | None = None  # what maj@k counts; None: abstains
+
+
+@contextmanager
+def named_field(row: Row, place: str) -> Iterator[None]:
+    """Turns the KeyError of a field that a row lacks into a ValueError that says where."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"{place}: row has no field {error.args[0]!r}; it has {', '.join(row) or 'none'}"
+        ) from None
+
+
+def prompt_of(task: Task, row: Row, place: str) -> str:
+    """The text that the model continues for `row`; `place` says where the row is from.
+
+    Raises:
+      ValueError: the row lacks a field that the prompt needs.
+    """
+    with named_field(row, place):
+        return task.prompt(row) + task.prefill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +117,7 @@ class Engine:
     # token at each step; see `r1jax.rollout.sampling.DRAFTS` for how it is checked
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt", "max_new", "slots"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.prefill_chunk < 0:
-            raise ValueError(f"prefill_chunk must be >= 0 (0: all), got {self.prefill_chunk}")
+        _at_least(self, max_prompt=1, max_new=1, slots=1, prefill_chunk=0)
 
 
 # --------------------------------------------------------------------------- stages
@@ -116,6 +142,9 @@ class Checkpoints:
     every: int = 50  # steps
     keep: int = 2  # the newest so many, and the best one
 
+    def __post_init__(self) -> None:
+        _at_least(self, every=1, keep=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -130,9 +159,7 @@ class Evaluation:
     reward_seconds: float = 60.0  # a worker has for one answer
 
     def __post_init__(self) -> None:
-        for name, least in (("rows", 1), ("every", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        _at_least(self, rows=1, every=0, reward_workers=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +172,7 @@ class Auxiliary:
     bias_rate: float = 0.0  # by which an update moves routers' biases; DeepSeek-V3: 0.001, then 0
 
     def __post_init__(self) -> None:
-        for name in ("mtp_weight", "balance_weight", "bias_rate"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        _at_least(self, mtp_weight=0, balance_weight=0, bias_rate=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +226,7 @@ class Supervised:
     log_every: int = 10
 
     def __post_init__(self) -> None:
+        _at_least(self, steps=1, batch_rows=1, row_length=1, micro_rows=1, log_every=1)
         if self.reference_point is not None and not self.reference:
             raise ValueError(f"{self.name}: reference_point needs reference=True")
         if (self.teacher is None) != (self.divergence is None):
@@ -255,8 +281,7 @@ class Critic:
                     "a critic on the policy's trunk learns with the policy: it has no optimizer, "
                     "weight, reference or warmup of its own"
                 )
-        if self.warmup < 0:
-            raise ValueError(f"warmup must be >= 0 steps, got {self.warmup}")
+        _at_least(self, warmup=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +325,9 @@ class Reinforce:
     log_samples: int = 4  # answers of a rollout written to samples.jsonl
 
     def __post_init__(self) -> None:
+        once = ("steps", "prompts", "minibatches", "epochs", "row_length", "micro_rows")
+        _at_least(self, **dict.fromkeys(once, 1), reference_every=1, evaluate_rows=1)
+        _at_least(self, reward_workers=0, evaluate_every=0, log_samples=0)
         if self.group < (2 if self.critic is None else 1):
             raise ValueError(
                 f"group must be >= 2: an answer is scored against the others "
@@ -382,9 +410,7 @@ class Build:
     at_once: int = 64  # problems that are answered between two saves
 
     def __post_init__(self) -> None:
-        for name in ("samples", "at_once"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        _at_least(self, samples=1, at_once=1, reward_workers=0)
         if self.answers is not None and self.prompt is None:
             raise ValueError("prompt is needed where there are answers: it makes a row's text")
         if self.answers is None and (self.accuracy is not None or self.samples > 1):
@@ -408,8 +434,7 @@ class Compare:
     def __post_init__(self) -> None:
         if not self.models or not self.measures:
             raise ValueError("compare needs models and measures, one of each at least")
-        if self.samples < 1:
-            raise ValueError(f"samples must be >= 1, got {self.samples}")
+        _at_least(self, samples=1)
 
 
 Trained = Supervised | Reinforce
@@ -432,6 +457,9 @@ class Run:
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
+        for name in (self.name, *names):
+            if "/" in name or name in ("", ".", ".."):
+                raise ValueError(f"a run and its stages need names of folders, got {name!r}")
         if len(set(names)) != len(names) or not names:
             raise ValueError(f"stages need names of their own, got {names}")
         if self.price is not None and self.price < 0:

@@ -8,7 +8,7 @@ import argparse
 import fcntl
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from r1jax import config, host, manifest
@@ -49,7 +49,7 @@ def main() -> int:
 def train(
     spec: str, overrides: list[str], folder: Path, text: list[str], *, after: Path | None = None
 ) -> int:
-    """Imports JAX and runs the stages; a report is written at the end, stopped or not.
+    """Imports JAX and runs the stages; a report is written at the end, whatever ended them.
 
     A new run begins after the stages that it shares with the one in the folder `after`.
 
@@ -73,6 +73,10 @@ def train(
             code = 0
         except Stopped:
             code = STOPPED
+        except ValueError:
+            with suppress(ValueError, OSError):  # the first error is the one to tell
+                report.write(folder)
+            raise
     path = report.write(folder)
     print(f"report: {path}", file=sys.stderr)
     if code == STOPPED:

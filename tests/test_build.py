@@ -69,6 +69,17 @@ def test_what_a_user_gets_wrong_is_one_line(small_run: Path, tmp_path: Path, cap
     assert "none.jsonl: no such file" in refused(
         capsys, small_run, "--out", out, "--data", tmp_path / "none.jsonl"
     )
+    for option, file in (("--against", "e.jsonl"), ("--mix", "m.csv"), ("--rewrite", "how.txt")):
+        helper = ("--helper", "http://127.0.0.1:1/v1", "--helper-model", "m")
+        command = (small_run, "--out", out, option, tmp_path / file, *helper)
+        assert f"{file}: " in refused(capsys, *command)  # before anything is sampled
+    assert "--judge needs --helper" in refused(capsys, small_run, "--out", out, "--judge", 0.5)
+    assert "--problems writes no answers: leave out --keep" in refused(
+        capsys, small_run, "--out", out, "--problems", "--keep", 1
+    )
+    assert "need a number from 0 to 1, got 2" in refused(
+        capsys, small_run, "--out", out, "--pass-rate", "0:2"
+    )
     assert "--rows 51 is more than the 50 that there are" in refused(
         capsys, small_run, "--out", out, "--rows", 51
     )
@@ -79,9 +90,65 @@ def test_a_teacher_that_does_not_answer_is_one_line(small_run, tmp_path, capsys,
     def silent(prompts, *, endpoint):
         assert prompts[0][0]["content"].startswith("make ")
         assert endpoint.cache == str(tmp_path / "out" / "replies")
-        raise ConnectionError(f"judge {endpoint.address}: 6 attempts failed")
+        raise ConnectionError(f"r1 at {endpoint.address}: 6 attempts failed")
 
     monkeypatch.setattr(build, "ask", silent)
     teacher = ("--teacher", "http://127.0.0.1:1/v1", "--model", "r1")
     error = refused(capsys, small_run, "--rows", 2, "--out", tmp_path / "out", *teacher)
-    assert error == "judge http://127.0.0.1:1/v1: 6 attempts failed"
+    assert error == "r1 at http://127.0.0.1:1/v1: 6 attempts failed"
+
+
+def test_problems_of_a_pass_rate_come_out_with_the_easy_ones_first(
+    small_run: Path, tmp_path: Path, capsys
+):
+    all_of_them, some = tmp_path / "all", tmp_path / "some"
+    run(small_run, "--rows", 20, "--samples", 4, "--problems", "--out", all_of_them)
+    rows = list(jsonl(all_of_them / "data" / "build" / dataset.ROWS))
+    rates = [row["pass_rate"] for row in rows]
+    assert len(rows) == 20 and all("answer" not in row for row in rows)
+    assert rates == sorted(rates, reverse=True) and 0 < sum(rates) < 20
+    run(
+        small_run,
+        "--rows",
+        20,
+        "--samples",
+        4,
+        "--pass-rate",
+        "0.25:0.75",
+        "--problems",
+        *("--out", some),
+    )
+    inner = [row for row in rows if 0.25 <= row["pass_rate"] <= 0.75]
+    assert 0 < len(inner) < 20
+    assert list(jsonl(some / "data" / "build" / dataset.ROWS)) == inner
+
+
+def test_a_helper_judges_answers_and_writes_them_anew(
+    small_run: Path, tmp_path: Path, capsys, monkeypatch
+):
+    asked: list[str] = []
+
+    def reply(prompts, *, endpoint):
+        assert endpoint.model == "v3"
+        texts = [prompt[-1]["content"] for prompt in prompts]
+        asked.extend(texts)
+        return [
+            text.rpartition("Solution:\n")[2] + " "
+            if "Shorter." in text
+            else json.dumps({"score": 9 if i % 2 else 2})
+            for i, text in enumerate(texts)
+        ]
+
+    monkeypatch.setattr(build, "ask", reply)
+    how = tmp_path / "how.txt"
+    how.write_text("Shorter.\n")
+    helper = ("--helper", "http://127.0.0.1:1/v1", "--helper-model", "v3")
+    options = ("--rows", 8, "--samples", 4, "--judge", 0.5, "--rewrite", how, *helper)
+    run(small_run, *options, "--out", tmp_path / "out")
+    counts = {one["name"]: one["rows"] for one in dataset.counts(tmp_path / "out/data/build")}
+    names = ["source", "answers", "wrong", "duplicates", "judged", "rewritten", "verified"]
+    assert list(counts) == [*names, "wrong after"]
+    assert counts["judged"] == counts["duplicates"] // 2 == counts["wrong after"] > 0
+    assert len(asked) == counts["duplicates"] + counts["judged"]
+    rows = list(jsonl(tmp_path / "out/data/build" / dataset.ROWS))
+    assert all(row["accuracy"] == 1.0 and row["answer"] == row["original"].strip() for row in rows)

@@ -372,6 +372,13 @@ def test_overrides_are_made_at_once_and_of_two_the_later_counts(file):
             "rl.group must be >= 2: an answer is scored against the others to its prompt, got 1",
         ),
         ("rl.engine.slots=0", "rl.engine.slots must be >= 1, got 0"),
+        ("rl.steps=0", "rl.steps must be >= 1, got 0"),
+        ("rl.minibatches=0", "rl.minibatches must be >= 1, got 0"),
+        ("rl.micro_rows=-3", "rl.micro_rows must be >= 1, got -3"),
+        ("rl.evaluate_rows=0", "rl.evaluate_rows must be >= 1, got 0"),
+        ("rl.reward_workers=-1", "rl.reward_workers must be >= 0, got -1"),
+        ("rl.checkpoints.every=0", "rl.checkpoints.every must be >= 1, got 0"),
+        ("name=../x", "a run and its stages need names of folders, got '../x'"),
         ("rl.group", "--set rl.group: need name=value, as in rl.group=16"),
         ("rl..group=3", "--set rl..group=3: need name=value, as in rl.group=16"),
     ],
@@ -491,7 +498,7 @@ def test_a_folder_made_by_another_config_is_refused_and_another_mesh_or_price_is
         same_or_fail(folder, ["mesh.data: 4", "rl.group: 8", "seed: 2"])
     assert str(caught.value) == (
         "runs/a was made by another config: rl.group is 16 there and 8 here (and 2 more); "
-        "use --out for a new folder"
+        "use --out for a new folder, and --after runs/a to keep stages that are the same"
     )
 
 

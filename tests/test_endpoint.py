@@ -226,7 +226,7 @@ def test_a_fault_that_stays_stops_the_run_in_one_line(server: Server, fault: str
         ask(prompts("a"), endpoint=endpoint(server))
     assert len(server.bodies) == 3
     address = f"http://127.0.0.1:{server.port}/v1"
-    assert str(raised.value) == f"judge {address}: 3 attempts failed, the last with: {reason}"
+    assert str(raised.value) == f"judge at {address}: 3 attempts failed, the last with: {reason}"
 
 
 def test_a_slow_server_is_given_up_even_if_it_dribbles(server: Server):
@@ -249,7 +249,9 @@ def test_an_unreachable_server_stops_the_run_or_leaves_the_answers_out():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = Server(port=free.getsockname()[1])
-    with pytest.raises(ConnectionError, match=r"^judge http://127.0.0.1:\d+/v1: 3 attempts failed"):
+    with pytest.raises(
+        ConnectionError, match=r"^judge at http://127.0.0.1:\d+/v1: 3 attempts failed"
+    ):
         ask(prompts("a", "b"), endpoint=endpoint(nobody))
     out = endpoint(nobody, unreachable="leave_out")
     assert ask(prompts("a", "b"), endpoint=out) == [None, None]
@@ -298,7 +300,7 @@ def test_a_refused_prompt_is_not_asked_again(server: Server):
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_address_or_model_stops_the_run_at_once(server: Server, status: int):
     server.act = lambda body, number: (status, '{"error": {"message": "no such model"}}')
-    with pytest.raises(ValueError, match=f"model judge: status {status}: no such model"):
+    with pytest.raises(ValueError, match=rf"^judge at http://\S+: status {status}: no such model"):
         ask(prompts("a"), endpoint=endpoint(server, unreachable="leave_out"))
     assert len(server.bodies) == 1
 

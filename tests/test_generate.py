@@ -1,12 +1,14 @@
 """r1jax.generate: what comes out for what goes in, on a pipe and on a terminal."""
 
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from r1jax import generate
+from r1jax import generate, host
 from r1jax.rollout import engine
 
 PROMPTS = ["make 9 from 7 5 3", "make 3 from 1 2", "make 4 from 8 4"]
@@ -127,3 +129,18 @@ def test_what_a_user_gets_wrong_is_one_line(small_run: Path, tmp_path, capsys, m
     assert refused(capsys, small_run) == "error: no prompts in standard input\n"
     assert "no such folder" in refused(capsys, tmp_path / "nothing", "--prompt", "make")
     assert "max_new must be >= 1" in refused(capsys, small_run, "--prompt", "make", "--max-new", 0)
+
+
+def test_a_command_on_a_run_uses_a_device_for_each_core(small_run: Path):
+    code = (
+        "import sys; from pathlib import Path; from r1jax import restore\n"
+        "restore.open_run(Path(sys.argv[1]))\n"
+        "import jax; print(jax.device_count())"
+    )
+    chosen = ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")
+    env = {name: value for name, value in os.environ.items() if name not in chosen}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(small_run)], env=env, capture_output=True, text=True
+    )
+    cores = min(len(os.sched_getaffinity(0)), host.MAX_DEVICES)
+    assert int(done.stdout) == 1 << (cores.bit_length() - 1), done.stderr

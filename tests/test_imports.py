@@ -40,8 +40,8 @@ ROWS = {
     "rollout": "types sharding kernels models",
     "local": "types sharding models rollout data.tokenizer",
     # Loops are handed their algorithms, rewards and tasks: they know none by name.
-    "loops": "types schedules sharding kernels data.packing data.labelled metrics progress "
-    "monitors models checkpoint state rollout",
+    "loops": "types schedules sharding kernels data.packing data.labelled data.sources "
+    "data.tokenizer metrics progress monitors models checkpoint state rollout",
     "reuse": "fields metrics manifest",
     "parameters": ABOVE,
     "restore": ABOVE,

@@ -179,6 +179,23 @@ def test_every_strategy_is_a_curve_of_accuracy_against_tokens(
         report.build(run)
 
 
+def test_what_one_strategy_found_is_kept_when_the_next_one_fails(
+    model: restore.Restored, tmp_path: Path, capsys, monkeypatch
+):
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("gone")
+
+    monkeypatch.setattr(curves, "beam_search", fail)
+    flags = ["--strategy=beam", "--strategy=majority", "--sizes=2", "--step=.", "--rows=4"]
+    args = evaluate.parser().parse_args([model.run.name, *flags, "--temperature=2"])
+    out = tmp_path / "all.jsonl"
+    with pytest.raises(MemoryError, match="gone"):
+        strategies.main(args, model, find_problems(args, model), out, 0)
+    assert len(lines(out)) == 8
+    assert [p["strategy"] for p in lines(out.with_suffix(".curves.jsonl"))] == ["majority"]
+    assert "majority" in capsys.readouterr().out
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -1,6 +1,6 @@
 """Times one GRPO step of a plain PyTorch trainer: the peer of `python -m r1jax.bench grpo-step`.
 
-    python third_party/torch_grpo_step.py --job full|tail|tiny [--repeats 3]
+    python third_party/torch_grpo_step.py --job full|tail|tiny [--repeats 3] [--vocabulary 100]
 
 It needs torch and transformers and imports nothing from r1jax. A job is 16 random prompts of 40
 tokens with 8 answers each, sampled at temperature 1 from a Qwen2 model with random weights, then
@@ -37,7 +37,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import DynamicLayer
 
 PROMPTS, GROUP, PROMPT_LENGTH = 16, 8, 40
-VOCABULARY, PAD, STOP = 100, 0, 1
+PAD, STOP = 0, 1
 CLIP, MAX_GRAD_NORM, LEARNING_RATE = 0.2, 1.0, 1e-5
 MAX_GAP = 1e-4  # float32 rounding is about 1e-6; more would be a fault of this script
 
@@ -51,6 +51,7 @@ class Job:
     mlp: int
     max_new: int
     stops: bool  # whether token STOP ends an answer
+    vocabulary: int = 100  # tokens; random weights stop after about as many
 
 
 FULL = {"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 2, "mlp": 1024}
@@ -84,7 +85,7 @@ class Measured:
 def build(job: Job, attention: str) -> Qwen2ForCausalLM:
     """A float32 Qwen2 with a tied head and transformers' own random initial weights."""
     config = Qwen2Config(
-        vocab_size=VOCABULARY,
+        vocab_size=job.vocabulary,
         hidden_size=job.hidden,
         num_hidden_layers=job.layers,
         num_attention_heads=job.heads,
@@ -247,7 +248,7 @@ def step(
     model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, job: Job, args: argparse.Namespace
 ) -> Measured:
     """One rollout and one update on it, each timed; prompts and rewards are drawn before."""
-    prompts = torch.randint(STOP + 1, VOCABULARY, (PROMPTS, PROMPT_LENGTH))
+    prompts = torch.randint(STOP + 1, job.vocabulary, (PROMPTS, PROMPT_LENGTH))
     advantage = group_advantages(torch.rand(PROMPTS * GROUP))
     cache = new_cache(job, args.cache)
     rollout, rollout_seconds = timed(sample, model, prompts, job, cache)
@@ -301,12 +302,13 @@ def main() -> None:
         default="in-place",
         help="concatenated: transformers' default, slower",
     )
+    parser.add_argument("--vocabulary", type=positive, default=100, help="tokens")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    job = JOBS[args.job]
+    job = replace(JOBS[args.job], vocabulary=args.vocabulary)
     model = build(job, args.attention)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     step(model, optimizer, replace(job, max_new=8), args)

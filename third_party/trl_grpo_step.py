@@ -1,6 +1,6 @@
 """Times one GRPO step of TRL's GRPOTrainer: the second peer of `python -m r1jax.bench grpo-step`.
 
-    python third_party/trl_grpo_step.py --job full|tail|tiny [--repeats 3]
+    python third_party/trl_grpo_step.py --job full|tail|tiny [--repeats 3] [--vocabulary 100]
 
 It needs trl with torch, transformers, accelerate and datasets, and imports nothing from r1jax. The
 jobs are those of torch_grpo_step.py. The trainer, its sampler (transformers' `generate`) and its
@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 
 # As torch_grpo_step.py has it, and why.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,7 +37,6 @@ from torch_grpo_step import (
     PROMPT_LENGTH,
     PROMPTS,
     STOP,
-    VOCABULARY,
     build,
     matmul_gflops,
     positive,
@@ -46,9 +46,9 @@ from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
 
-def words() -> PreTrainedTokenizerFast:
-    """One word for each of VOCABULARY tokens, apart by spaces."""
-    backend = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token=f"w{PAD}"))
+def words(count: int) -> PreTrainedTokenizerFast:
+    """One word for each of `count` tokens, apart by spaces."""
+    backend = Tokenizer(WordLevel({f"w{i}": i for i in range(count)}, unk_token=f"w{PAD}"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=f"w{PAD}", eos_token=f"w{STOP}"
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive, default=3)
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--micro-batch", type=positive, default=8, help="answers")
+    parser.add_argument("--vocabulary", type=positive, default=100, help="tokens")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -107,16 +108,17 @@ def main() -> None:
     disable_progress_bar()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    job, draw = JOBS[args.job], random.Random(args.seed)
+    job = replace(JOBS[args.job], vocabulary=args.vocabulary)
+    draw = random.Random(args.seed)
     texts = [
-        " ".join(f"w{draw.randrange(STOP + 1, VOCABULARY)}" for _ in range(PROMPT_LENGTH))
+        " ".join(f"w{draw.randrange(STOP + 1, job.vocabulary)}" for _ in range(PROMPT_LENGTH))
         for _ in range(PROMPTS)
     ]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=build(job, "sdpa"),
-            processing_class=words(),
+            processing_class=words(job.vocabulary),
             reward_funcs=lambda completions, **_: [draw.random() for _ in completions],
             train_dataset=datasets.Dataset.from_dict({"prompt": texts}),
             callbacks=[clock],

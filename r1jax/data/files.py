@@ -3,11 +3,11 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1jax.data.sources import parquet, parse_line
+from r1jax.data.sources import hub_folder, jsonl, parquet, parse_line
 
 Record = dict[str, Any]
 
@@ -38,6 +38,22 @@ def records(path: str | Path) -> list[Record]:
     if not found:
         raise ValueError(f"{path} holds no records")
     return found
+
+
+def rows(path: str | Path) -> Sequence[Record]:
+    """The rows of a file, or of the split `train` of a hub's data set in a folder.
+
+    The file is JSONL unless its ending is another of `FORMATS`. Rows of JSONL are read again each
+    time they are asked for.
+
+    Raises:
+      ValueError: what `records`, `sources.jsonl` and `sources.hub_folder` raise.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return hub_folder(path)
+    other = path.name.lower().endswith(tuple(ending for ending in FORMATS if ending != ".jsonl"))
+    return records(path) if other else jsonl(path)
 
 
 def _jsonl(path: Path) -> list[Record]:

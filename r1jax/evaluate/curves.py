@@ -1,6 +1,6 @@
 """Accuracy against tokens: a curve for each way to spend tokens on the same problems."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -92,29 +92,27 @@ def check(names: Sequence[str], plan: Plan, *, scored: bool) -> None:
         if name not in STRATEGIES:
             raise ValueError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}")
         if name in SCORED and not scored:
-            raise ValueError(f"--strategy {name} needs a scorer: --score MODULE:FUNCTION")
+            raise ValueError(f"--strategy {name} needs a scorer: --score RUN or MODULE:FUNCTION")
     if "cut" in names and not plan.budgets:
         raise ValueError("--strategy cut needs --budgets")
 
 
-def run(asked: Asked, names: Sequence[str], plan: Plan) -> tuple[Points, Records]:
-    """The points of each strategy's curve, and every answer that was seen on the way.
+def run(asked: Asked, names: Sequence[str], plan: Plan) -> Iterator[tuple[Points, Records]]:
+    """Points of the strategies' curves, with every answer that was seen on the way, as they come:
+    first all that one pool of answers gives, then one by one.
 
     Raises:
       ValueError: as the strategies; `weighted` with scores below 0.
     """
-    points, records = [], []
     pooled = [name for name in names if name in POOLED]
     if pooled:
-        points, records = _pool(asked, pooled, plan)
+        yield _pool(asked, pooled, plan)
     for name in names:
         for size in () if name in POOLED else _sizes(name, plan):
             meter = Meter()
             found = _search(asked, name, size, plan, meter)
-            point, answers = _judged(asked, name, size, found, meter)
-            points.append(point)
-            records += answers
-    return points, records
+            point, records = _judged(asked, name, size, found, meter)
+            yield [point], records
 
 
 def _sizes(name: str, plan: Plan) -> Sequence[int]:
@@ -250,16 +248,16 @@ def _accuracies(
 # --------------------------------------------------------------------------- for people
 
 
-def table(points: Sequence[Point]) -> list[str]:
-    """The points in lines for people."""
-    lines = [f"{'strategy':10}{'size':>6}{'tokens':>10}{'accuracy':>10}   95% interval"]
-    for point in points:
-        mean, low, high, _ = point.accuracy
-        lines.append(
-            f"{point.strategy:10}{point.size:6}{point.sampled:10,.1f}{mean:10.1%}   "
-            f"{low:.1%} to {high:.1%}"
-        )
-    return lines
+HEAD = f"{'strategy':10}{'size':>6}{'tokens':>10}{'accuracy':>10}   95% interval"
+
+
+def line(point: Point) -> str:
+    """The point in a line for people, below HEAD."""
+    mean, low, high, _ = point.accuracy
+    return (
+        f"{point.strategy:10}{point.size:6}{point.sampled:10,.1f}{mean:10.1%}   "
+        f"{low:.1%} to {high:.1%}"
+    )
 
 
 def lines(points: Sequence[Point], about: Mapping[str, Any]) -> Records:

@@ -32,7 +32,7 @@ def ask(
     Raises:
       ValueError: a row lacks a field, or its prompt cannot be read.
     """
-    prompts = [restore.prompt_of(task, row, f"row {i}") for i, row in enumerate(rows, 1)]
+    prompts = [settings.prompt_of(task, row, f"row {i}") for i, row in enumerate(rows, 1)]
     restore.check_prompts(model, prompts, engine.max_prompt)
     calls = -(-len(rows) * samples // (ANSWERS_PER_SLOT * engine.slots))
     at_once = -(-len(rows) // calls)

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from r1jax import restore
+from r1jax import restore, settings
 from r1jax.evaluate import curves, sampled
 from r1jax.evaluate.problems import Problems
 from r1jax.search.budget import Forcing
@@ -90,7 +90,8 @@ def check(args: argparse.Namespace) -> None:
 def main(
     args: argparse.Namespace, model: restore.Restored, found: Problems, out: Path, seed: int
 ) -> None:
-    """Runs the strategies; a table on stdout, every answer in `out`, the points beside it.
+    """Runs the strategies; a table on stdout, every answer in `out`, the points beside it, each as
+    soon as it is there.
 
     Raises:
       ValueError: as `curves.run`; the scorer cannot be found.
@@ -102,7 +103,7 @@ def main(
     task, engine = found.task, found.engine
     if engine.sampling.temperature == 0 and args.strategies != ["plain"]:
         raise ValueError("need --temperature above 0: greedy continuations are all the same")
-    prompts = [restore.prompt_of(task, row, f"row {i}") for i, row in enumerate(found.rows, 1)]
+    prompts = [settings.prompt_of(task, row, f"row {i}") for i, row in enumerate(found.rows, 1)]
     restore.check_prompts(model, prompts, engine.max_prompt)
     direct = None
     if found.direct is not None:
@@ -123,7 +124,6 @@ def main(
         force=make_force(model, engine),
         value=None if args.score is None else scorer(args.score, model),
     )
-    points, records = curves.run(asked, args.strategies, _plan(args, engine.max_new))
     about = {
         "stage": model.stage.name,
         "step": model.step,
@@ -133,13 +133,18 @@ def main(
         "sampling": asdict(engine.sampling),
         "max_new": engine.max_new,
         "seed": seed,
-        "time/elapsed": round(time.monotonic() - began, 3),
     }
-    sampled.write_lines(out, records)
     places = out.with_suffix(".curves.jsonl")
-    sampled.write_lines(places, curves.lines(points, about))
-    print(f"{len(found.rows):,} problems of {found.data}; tokens sampled a problem")
-    print("\n".join(curves.table(points)))
+    print(f"{len(found.rows):,} problems of {found.data}; tokens sampled a problem\n{curves.HEAD}")
+    points, records = [], []
+    for some, seen in curves.run(asked, args.strategies, _plan(args, engine.max_new)):
+        print("\n".join(map(curves.line, some)), flush=True)
+        points += some
+        records += seen
+        # Whole files every time: whatever ends the command, what was paid for is there.
+        elapsed = round(time.monotonic() - began, 3)
+        sampled.write_lines(out, records)
+        sampled.write_lines(places, curves.lines(points, about | {"time/elapsed": elapsed}))
     print(f"answers: {out}\ncurves: {places}", file=sys.stderr)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from r1jax import metrics, schedules, settings, sharding
+from r1jax.data.sources import LazyRows
+from r1jax.data.tokenizer import encode
 from r1jax.loops.run import Context, Scorer, stream_key
 from r1jax.loops.scoring import (
     Collected,
@@ -20,6 +22,7 @@ from r1jax.rollout.answers import encode_prompts, stop_tokens, to_host
 from r1jax.rollout.engine import make_engine
 from r1jax.types import Limits, Params, Rollout
 
+AT_ONCE = 4096  # prompts that are looked at together
 Sample = Callable[..., Rollout]  # (params, rows, index, key, limits=None)
 
 
@@ -76,14 +79,25 @@ def check_problems(
     *,
     count: int,
 ) -> None:
-    """Raises ValueError if there are no problems, or one of the first `count` cannot be asked."""
+    """Raises ValueError if there are no problems, or one of them cannot be asked.
+
+    Of rows that are made on demand the first `count` are looked at, and whether an answer can be
+    judged by these alone.
+    """
     if not len(rows):
         raise ValueError(f"{name}: no problems, the source has 0 rows")
-    first = rows[:count]
-    prompts = [task.prompt(row) + task.prefill for row in first]
-    encode_prompts(tokenizer, prompts, max_prompt=engine.max_prompt, index=range(len(first)))
-    for row in first:
-        task.accuracy(row, "")  # refuses a row that lacks what it needs
+    made = isinstance(rows, LazyRows) and not rows.files
+    for start in range(0, count if made else len(rows), AT_ONCE):
+        some = rows[start : min(start + AT_ONCE, count) if made else start + AT_ONCE]
+        prompts = [
+            settings.prompt_of(task, row, f"{name}, row {start + i}") for i, row in enumerate(some)
+        ]
+        for prompt in prompts:
+            encode(tokenizer, prompt)
+        encode_prompts(tokenizer, prompts, max_prompt=engine.max_prompt, index=range(len(some)))
+    for i, row in enumerate(rows[:count]):
+        with settings.named_field(row, f"{name}, row {i}"):
+            task.accuracy(row, "")  # refuses a row that lacks what it needs
 
 
 def make_sample(

@@ -85,7 +85,7 @@ def train(
                 "time/update_tokens_per_s": rollout.answer_length.sum() / (finished - ready),
                 "time/update_tokens": float(rollout.answer_length.sum() * cfg.epochs),
             }
-            check_finite(values, cfg.name, step)
+            check_finite(values, context.writer, cfg.name, step)
             if due(held_out, step, cfg.steps):
                 values |= evaluate(learner.sampled(state.params), step)
             context.writer.write(cfg.name, step, values)

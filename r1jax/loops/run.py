@@ -102,10 +102,11 @@ def end_step(
         raise Stopped
 
 
-def check_finite(values: Mapping[str, Any], stage: str, step: int) -> None:
-    """Raises ValueError if the loss or the gradient is not finite."""
+def check_finite(values: Mapping[str, Any], writer: metrics.Writer, stage: str, step: int) -> None:
+    """Raises ValueError if the loss or the gradient is not finite; the step is logged before."""
     problem = monitors.fatal(values)
     if problem:
+        writer.write(stage, step, values)
         raise ValueError(f"{stage}, step {step}: {problem}")
 
 

@@ -77,7 +77,7 @@ def train(
             tests: dict[str, float] = {}
             if step % cfg.log_every == 0 or step == cfg.steps or tested(step):
                 values = to_floats(measured)
-                check_finite(values, cfg.name, step)
+                check_finite(values, context.writer, cfg.name, step)
                 rate = last_learning_rate(state.opt_state)
                 if rate is not None:
                     values["learning_rate"] = float(rate)

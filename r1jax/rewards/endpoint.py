@@ -138,7 +138,8 @@ def _ask_all(
             except Failed as failure:
                 if endpoint.unreachable == "stop":
                     cause = in_a_row[0] if in_a_row else failure  # not one that only followed
-                    raise ConnectionError(f"judge {endpoint.address}: {cause}") from None
+                    who = f"{endpoint.model} at {endpoint.address}"
+                    raise ConnectionError(f"{who}: {cause}") from None
                 replies[futures[future]] = None
     finally:
         stop.set()
@@ -174,7 +175,7 @@ def _attempts(
         except (OSError, http.client.HTTPException, _Garbled) as error:
             status, after, reason = 0, None, _short(str(error) or type(error).__name__)
         if status in MISTAKEN:
-            raise ValueError(f"judge {endpoint.address}, model {endpoint.model}: {reason}")
+            raise ValueError(f"{endpoint.model} at {endpoint.address}: {reason}")
         if status and status not in PASSING:
             raise Failed(reason)
         if attempt + 1 < endpoint.attempts:
