@@ -214,7 +214,7 @@ def tiny_sft() -> Supervised:
 
 
 def tiny_rl() -> Reinforce:
-    """RL of the student's base: it sees as many tokens in its updates, and samples them too."""
+    """RL of the student's base, for about the compute of distillation; BENCHMARKS.md counts it."""
     return Reinforce(
         name="rl",
         begin="base",

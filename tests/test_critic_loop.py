@@ -333,7 +333,7 @@ def test_a_shared_trunk_gets_the_sum_of_both_gradients(two_pairs: Rollout) -> No
         ({"optimizer": None}, "needs an optimizer"),
         ({"trunk": "policy", "warmup": 0, "reference": False}, "no optimizer, weight, reference"),
         ({"trunk": "policy", "optimizer": None, "reference": False}, "or warmup of its own"),
-        ({"warmup": -1}, "warmup must be >= 0 steps, got -1"),
+        ({"warmup": -1}, "warmup must be >= 0, got -1"),
     ],
 )
 def test_a_critic_that_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from r1jax import metrics, schedules, settings, sharding
 from r1jax.data.sources import LazyRows
@@ -92,9 +93,11 @@ def check_problems(
         prompts = [
             settings.prompt_of(task, row, f"{name}, row {start + i}") for i, row in enumerate(some)
         ]
-        for prompt in prompts:
-            encode(tokenizer, prompt)
-        encode_prompts(tokenizer, prompts, max_prompt=engine.max_prompt, index=range(len(some)))
+        index = range(len(some))
+        found = encode_prompts(tokenizer, prompts, max_prompt=engine.max_prompt, index=index)
+        if tokenizer.unk_token_id is not None and np.any(found.tokens == tokenizer.unk_token_id):
+            for prompt in prompts:
+                encode(tokenizer, prompt)  # refuses a text that has no token
     for i, row in enumerate(rows[:count]):
         with settings.named_field(row, f"{name}, row {i}"):
             task.accuracy(row, "")  # refuses a row that lacks what it needs
