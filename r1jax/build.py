@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "each filter. DIR/manifest.json has the settings and the digests of all inputs. Files are "
         "JSONL, JSONL in gzip, CSV or Parquet; a folder is a hub's data set.",
     )
-    restore.arguments(parser)
+    restore.arguments(parser, checkpoint=False)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it is made")
     parser.add_argument(
         "--data", type=Path, metavar="FILE", help="problems (default: those of training)"
@@ -226,8 +226,6 @@ def sampled(
     args: argparse.Namespace, task: settings.Task, engine: settings.Engine
 ) -> settings.Sampled:
     """The run's model, sampled as its task samples it but for what the command line says."""
-    if args.checkpoint != "last":
-        raise ValueError(f"--checkpoint: only the last can be built from, got {args.checkpoint}")
     engine = replace(engine, sampling=restore.sampling(args, engine.sampling))
     if args.max_new is not None:
         engine = replace(engine, max_new=args.max_new)

@@ -41,18 +41,21 @@ Answers = Callable[[Sequence[str], int], Iterator[list[Answer]]]
 # --------------------------------------------------------------------------- the command line
 
 
-def arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+def arguments(
+    parser: argparse.ArgumentParser, *, required: bool = True, checkpoint: bool = True
+) -> None:
     """Adds what says which weights to load and how to sample from them. Without `required` the
-    run's folder may be missing: None."""
+    run's folder may be missing: None. Without `checkpoint` the last one is meant."""
     nargs = None if required else "?"
     parser.add_argument("folder", type=Path, nargs=nargs, metavar="RUN", help="a run's folder")
-    parser.add_argument(
-        "--checkpoint",
-        type=which,
-        default="last",
-        metavar="last|best|STEP",
-        help="default: last; best is the one with the highest held-out accuracy",
-    )
+    if checkpoint:
+        parser.add_argument(
+            "--checkpoint",
+            type=which,
+            default="last",
+            metavar="last|best|STEP",
+            help="default: last; best is the one with the highest held-out accuracy",
+        )
     parser.add_argument(
         "--stage", metavar="NAME", help="whose weights; default: the last stage with a checkpoint"
     )
