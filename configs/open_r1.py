@@ -22,10 +22,11 @@ Needs: models/Qwen2.5-Math-7B-RoPE-300k and others as named below, under models/
 data/mixture_of_thoughts.jsonl with `prompt` and `answer`, the data set open-r1/Mixture-of-Thoughts
 in its chat template; data/math_problems.jsonl (`question`, `answer`, `verifier`), such as the
 93,733 of open-r1/OpenR1-Math-220k, default; data/code_problems.jsonl and data/code_test.jsonl
-(`question`, `tests`, `verifier`, `language` "python"); data/math500.jsonl; for `corpus` DeepSeek-R1
-served at localhost:8000.
+(`question`, `tests`, `verifier`, `code_language` "python"); data/math500.jsonl; for `corpus`
+DeepSeek-R1 served at localhost:8000.
 
-Hardware: a node of 8 H100 of 80 GB, as published (for the 7B student 16 bytes a weight are 122 GB).
+Hardware: a node of 8 H100 of 80 GB, as published. By `--check 8` each holds at most 22 GB in SFT
+and 44 GB in RL with the 7B, activations within a layer apart.
 
 Hours are not published. An estimate for SFT: 8 * N * T FLOPs (6 N a token, 2 N for activations that
 are recomputed), N = 7.6e9, T = 5 * 349,317 * 6,144 tokens (a mean length that we assume): 6.5e20,
@@ -106,7 +107,7 @@ R1 = Endpoint(
     cache="data/open_r1_replies",
 )
 MATH = partial(jsonl, "data/math_problems.jsonl", need=("question", "answer"))
-CODE = partial(jsonl, "data/code_problems.jsonl", need=("question", "tests", "language"))
+CODE = partial(jsonl, "data/code_problems.jsonl", need=("question", "tests", "code_language"))
 MATH_500 = partial(eval_sets.load, "math500", "data/math500.jsonl")
 
 
@@ -283,7 +284,7 @@ def grpo_code() -> Run:
     task = replace(
         stage.task,
         train=CODE,
-        test=partial(jsonl, "data/code_test.jsonl", need=("question", "tests", "language")),
+        test=partial(jsonl, "data/code_test.jsonl", need=("question", "tests", "code_language")),
         accuracy=code.accuracy,
     )
     stage = replace(

@@ -25,7 +25,7 @@ data/still2.jsonl (`prompt`, `answer`), QwQ-32B-Preview served at localhost:8000
 rewrites at localhost:8001.
 
 Hardware: 8 H100 of 80 GB, as published, with ZeRO-3 and offload to the host. There is no offload
-here: 16 bytes a weight, 524 GB, leave little for activations on 8; 16 are safer.
+here: by `--check 8` each holds 71 GB, activations within a layer apart, so that 16 are safer.
 
 Hours: 19 on 8 H100 published, about $450, which makes the `price` of one for an hour $2.96.
 Rewriting took about $100 more. An estimate from FLOPs, 8 * N * T with N = 32.8e9 and T = 3 * 17,000
@@ -117,7 +117,7 @@ def config() -> Run:
         tokenizer=partial(tokenizer.from_folder, FOLDER),
         weights=FOLDER,
         stages=(sft(),),
-        mesh=Mesh(data=1, fsdp=-1),
+        mesh=Mesh(data=1, fsdp=-1, tensor=4),
         price=2.96,  # $450 for 19 hours of 8 H100
     )
 
@@ -130,7 +130,7 @@ def sft() -> Supervised:
         steps=STEPS,
         batch_rows=32,
         row_length=16_384,
-        micro_rows=16,
+        micro_rows=4,
         loss=cross_entropy,
         optimizer=partial(adamw, learning_rate=1e-5, warmup=STEPS // 10, final=0.0, b2=0.999),
         checkpoints=Checkpoints(every=100),

@@ -163,11 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run, stages=(stage(args, run),), seed=run.seed if args.seed is None else args.seed
     )
 
-    from r1jax import pipeline
+    from r1jax import pipeline, preflight
     from r1jax.loops.run import Stopped
     from r1jax.train import STOPPED, only_one
 
-    pipeline.check(run)
+    preflight.check(run)
     args.out.mkdir(parents=True, exist_ok=True)
     with only_one(args.out), catch_signals() as stopping:
         try:

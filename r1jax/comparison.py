@@ -47,9 +47,9 @@ def answers_of(stage: str, out: Path) -> Path:
     return out / f"{stage}.jsonl"
 
 
-def check(cfg: settings.Compare, tokenizer: Any) -> None:
-    """Raises ValueError if there are no problems, or one of the first cannot be asked."""
-    dataset.check(as_build(cfg, None), tokenizer)
+def check(cfg: settings.Compare, tokenizer: Any) -> str:
+    """As `dataset.check`."""
+    return dataset.check(as_build(cfg, None), tokenizer)
 
 
 def as_build(cfg: settings.Compare, stage: str | None) -> settings.Build:

@@ -52,14 +52,19 @@ def build(cfg: settings.Build, ask: Ask | None, out: Path, *, stopping: Callable
     return True
 
 
-def check(cfg: settings.Build, tokenizer: Any) -> None:
-    """Raises ValueError if there are no problems, or one of the first cannot be asked."""
+def check(cfg: settings.Build, tokenizer: Any) -> str:
+    """What the problems are, in words.
+
+    Raises:
+      ValueError: there are none, or one of the first cannot be asked.
+    """
     rows = cfg.source()
     if not len(rows):
         raise ValueError(f"{cfg.name}: no problems, the source has 0 rows")
     answers, first = cfg.answers, rows[:FIRST]
+    found = f"{len(rows):,} rows"
     if answers is None or cfg.prompt is None:
-        return
+        return found
     for row in first:
         if cfg.accuracy is not None:
             cfg.accuracy(row, "")  # refuses a row that lacks what it needs
@@ -71,7 +76,10 @@ def check(cfg: settings.Build, tokenizer: Any) -> None:
 
         texts = [cfg.prompt(row) + answers.prefill for row in first]
         size = answers.engine.max_prompt
-        encode_prompts(tokenizer, texts, max_prompt=size, index=range(len(texts)))
+        made = encode_prompts(tokenizer, texts, max_prompt=size, index=range(len(texts)))
+        longest = int(made.length.max())
+        found += f", the first {len(texts)} prompts of at most {longest:,} of {size:,} tokens"
+    return found
 
 
 def counts(out: Path) -> list[dict[str, Any]]:

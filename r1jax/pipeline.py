@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from r1jax import (
     checkpoint,
@@ -25,24 +23,21 @@ from r1jax import (
     metrics,
     parameters,
     restore,
-    schedules,
     settings,
     sharding,
 )
 from r1jax.data import sources
-from r1jax.data import tokenizer as tokenizers
-from r1jax.inputs import digests, open_sources, other_weights
-from r1jax.local import Local
+from r1jax.inputs import digests
 from r1jax.loops import rl, supervised
 from r1jax.loops.objectives import Teacher
 from r1jax.loops.run import Context, Scorer, Stopped
-from r1jax.models import lora
 from r1jax.parameters import first_digest, weights_of
+from r1jax.preflight import check_stage
 from r1jax.reward_model import RewardModel, opened
 from r1jax.rewards.pool import Pool, open_pool
-from r1jax.rewards.weighted import Batched, known_accuracy, part_names, score_many
+from r1jax.rewards.weighted import known_accuracy, part_names, score_many
 from r1jax.settings import FIRST, Build, Built, Compare, Mesh, Sampled, Trained
-from r1jax.types import Batch, Params
+from r1jax.types import Params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,108 +47,6 @@ class Inputs:
     context: Context
     weights: str  # the stage whose weights it begins with or samples from, or "weights"
     load: Callable[[], Params]  # these weights
-
-
-# --------------------------------------------------------------------------- before a run
-
-
-def check(cfg: settings.Run) -> None:
-    """Finds what a run would stumble over late: reads every source and the first prompts.
-
-    A stage that waits for the rows of another is looked at when it begins; the files that it reads
-    beside them are opened now.
-
-    Raises:
-      ValueError: the tokenizer has no end token, or more tokens than the embedding has rows; a
-        source is empty or cannot be read; a prompt or a text is too long; another run is missing.
-    """
-    tokenizer = cfg.tokenizer()
-    tokenizers.check(tokenizer)
-    if len(tokenizer) > cfg.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, model.vocab_size is {cfg.model.vocab_size}"
-        )
-    for place, stage in enumerate(cfg.stages):
-        if isinstance(stage, Build) and isinstance(stage.answers, Sampled) and stage.answers.run:
-            other_weights(stage.answers)
-        if isinstance(stage, Trained) and stage.teacher is not None:
-            other_weights(stage.teacher)
-        if isinstance(stage, Trained) and stage.lora is not None:
-            check_lora(cfg.model, stage.name, stage.lora)
-        heads = [one.name for one in cfg.stages[:place] if getattr(one, "head", None) is not None]
-        for model in settings.inside(stage, RewardModel):
-            if model.run is not None:
-                other_weights(model)
-            elif model.stage not in heads:
-                raise ValueError(
-                    f"stage {stage.name} needs the reward model {model.stage!r}, which must be a "
-                    f"stage before it with a head: {', '.join(heads) or 'there is none'}"
-                )
-        for model in settings.inside(stage, Local):
-            if not Path(model.folder).is_dir():
-                raise ValueError(f"{stage.name}: no such folder: {model.folder}")
-        waits = any(settings.inside(stage, Built))
-        if not waits:
-            check_stage(stage, tokenizer)
-        try:
-            open_sources(stage if waits else stage.passes if isinstance(stage, Build) else ())
-        except ValueError as error:
-            raise ValueError(f"{stage.name}: {error}") from None
-
-
-def check_lora(model: settings.Decoder, stage: str, asked: settings.Lora) -> None:
-    """Raises ValueError if the model lacks a weight that a stage is to adapt."""
-    try:
-        lora.adapter_leaves(model, rank=asked.rank, targets=asked.targets)
-    except ValueError as error:
-        raise ValueError(f"{stage}.lora.targets: {error}") from None
-
-
-def check_functions(cfg: settings.Reinforce) -> None:
-    """Raises ValueError if the loss lacks what it reads, or the reward cannot be asked.
-
-    The loss is traced with what a batch of this stage has. A judge is not asked, and a reward model
-    is not loaded.
-    """
-    known = cfg.reference != "none" or cfg.teacher is not None
-    token = jax.ShapeDtypeStruct((1, 2), jnp.float32)
-    place = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    batch = Batch(
-        tokens=place,
-        position=place,
-        segment=place,
-        mask=jax.ShapeDtypeStruct((1, 2), jnp.bool_),
-        weight=token,
-        num_tokens=jax.ShapeDtypeStruct((), jnp.float32),
-        advantage=token,
-        logp_rollout=token,
-        logp_old=token,
-        logp_ref=token if known else None,
-        entropy=token,
-    )
-    try:
-        jax.eval_shape(schedules.resolve(cfg.loss, 1, adapted=0.0), token, batch)
-    except ValueError as error:
-        raise ValueError(f"{cfg.name}.loss: {error}") from None
-    if not any(settings.inside(cfg.reward, Batched)):
-        row = cfg.task.train()[0]
-        with settings.named_field(row, f"{cfg.name}.reward, row 0"):
-            value = schedules.resolve(cfg.reward, 1)(row, "")
-        if value is not None and not isinstance(value, Real):
-            raise ValueError(f"{cfg.name}.reward must give a number or None, got {value!r}")
-
-
-def check_stage(stage: settings.Stage, tokenizer: Any) -> None:
-    """Raises ValueError if the stage's sources or its first prompts cannot be used."""
-    if isinstance(stage, settings.Supervised):
-        supervised.check(stage, tokenizer)
-    elif isinstance(stage, settings.Reinforce):
-        rl.check(stage, tokenizer)
-        check_functions(stage)
-    elif isinstance(stage, Compare):
-        comparison.check(stage, tokenizer)
-    else:
-        dataset.check(stage, tokenizer)
 
 
 # --------------------------------------------------------------------------- the run

@@ -5,6 +5,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -21,15 +22,17 @@ Init = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 AXES = ("data", "fsdp", "tensor", "expert", "context", "stage")
 
-# Logical axis of a weight or an activation -> mesh axes that split it.
+# Logical axis of a weight or an activation -> mesh axes that split it, each for the first dimension
+# that asks for it: weights that are no expert's lie spread over `expert` as over `fsdp`.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "expert"),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "experts": ("expert",),
+    "kept": ("tensor",),
 }
 
 
@@ -66,15 +69,14 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
-def make_mesh(cfg: settings.Mesh) -> jax.sharding.Mesh:
-    """The mesh over all devices, with every axis of AXES.
+def mesh_sizes(cfg: settings.Mesh, count: int) -> dict[str, int]:
+    """How many of `count` devices lie along each axis of AXES.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices, or devices are along an axis
-        over which RULES split nothing.
+      ValueError: the axes do not multiply to `count`, or devices are along an axis over which RULES
+        split nothing.
     """
     sizes = [getattr(cfg, axis) for axis in AXES]
-    count = jax.device_count()
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -84,7 +86,17 @@ def make_mesh(cfg: settings.Mesh) -> jax.sharding.Mesh:
     for axis, size in zip(AXES, sizes, strict=True):
         if size > 1 and not any(axis in split for split in RULES.values()):
             raise ValueError(f"mesh.{axis} must be 1: nothing is split over it, got {size}")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return dict(zip(AXES, sizes, strict=True))
+
+
+def make_mesh(cfg: settings.Mesh) -> jax.sharding.Mesh:
+    """The mesh over all devices, with every axis of AXES.
+
+    Raises:
+      ValueError: as `mesh_sizes`.
+    """
+    sizes = tuple(mesh_sizes(cfg, jax.device_count()).values())
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def is_leaf(x: Any) -> bool:
@@ -96,14 +108,23 @@ def spec(
 ) -> PartitionSpec:
     """Mesh axes for each dimension by RULES. A dimension that they do not divide stays whole."""
     out = []
+    taken: set[str] = set()
     for size, axis in zip(shape, axes, strict=True):
-        split = tuple(a for a in (RULES[axis] if axis else ()) if mesh_shape.get(a, 1) > 1)
+        free = [a for a in (RULES[axis] if axis else ()) if a not in taken]
+        split = tuple(a for a in free if mesh_shape.get(a, 1) > 1)
         parts = math.prod(mesh_shape[a] for a in split)
         if size % parts:
-            log.warning("%s of size %d is not split: %d parts do not divide it", axis, size, parts)
+            say_once(f"{axis} of size {size} is not split: {parts} parts do not divide it")
             split = ()
+        taken |= {*split}
         out.append(split or None)
     return PartitionSpec(*out)
+
+
+@cache
+def say_once(text: str) -> None:
+    """A warning, which many weights have alike."""
+    log.warning(text)
 
 
 def shardings(leaves: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -29,6 +29,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="begin after the stages that the run in this folder has done with the same settings",
     )
+    parser.add_argument(
+        "--check",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="DEVICES",
+        help="read the data, try prompts, loss and rewards, say what each of so many devices "
+        "would hold (default: those of this machine), and leave",
+    )
     return parser
 
 
@@ -41,9 +50,24 @@ def main() -> int:
     if args.print_config:
         print("\n".join(text))
         return 0
+    if args.check is not None:
+        return check(args.config, args.overrides, devices=args.check)
     folder = args.out or Path("runs") / checked.name
     config.same_or_fail(folder, text, begun=manifest.begun(folder))
     return train(args.config, args.overrides, folder, text, after=args.after)
+
+
+def check(spec: str, overrides: list[str], *, devices: int) -> int:
+    """Prints what is found before a run, and how it would lie on `devices`; 0: those here."""
+    host.prepare()
+    cfg = config.load(spec, overrides)
+    import jax
+
+    from r1jax import plan, preflight
+
+    print("\n".join(preflight.check(cfg)))
+    print("\n".join(plan.plan(cfg, devices or jax.device_count())))
+    return 0
 
 
 def train(
@@ -57,10 +81,10 @@ def train(
     """
     host.prepare()
     cfg = config.load(spec, overrides)
-    from r1jax import pipeline, report, reuse
+    from r1jax import pipeline, preflight, report, reuse
     from r1jax.loops.run import Stopped
 
-    pipeline.check(cfg)
+    preflight.check(cfg)
     if after is not None and not (folder / "config.txt").exists():
         done = reuse.take_over(folder, after, text)
         print(f"taken over from {after}: {', '.join(done)}", file=sys.stderr)

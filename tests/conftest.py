@@ -73,12 +73,17 @@ def pytest_collection_finish() -> None:
 
 @dataclass
 class Process:
-    """A train command that runs, and what it has said on stderr so far."""
+    """A train command that runs, and what it has said so far."""
 
     pid: int
+    stdout_file: Path
     stderr_file: Path
     ask: Callable[[dict], int | None]
     returncode: int | None = field(default=None, init=False)
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_file.read_text()
 
     @property
     def stderr(self) -> str:
@@ -127,7 +132,7 @@ def start_train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
             words = list(map(str, arguments))
             pid = ask({"arguments": words, "kill": kill} | {k: str(f) for k, f in files.items()})
             assert pid is not None
-            return Process(pid, files["stderr"], ask)
+            return Process(pid, files["stdout"], files["stderr"], ask)
 
         yield start
         to.close()

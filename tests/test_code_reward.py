@@ -233,9 +233,9 @@ def test_tests_that_fail_by_themselves_judge_nothing(row: dict, backend: str) ->
         ({"tests": SQUARE["tests"]}, "no function's name"),
         ({"entry_point": "f", "tests": [{"args": [object()], "result": 1}]}, "not a plain value"),
         ({"entry_point": "f", "test": 5}, "must be a script's text, got int"),
-        ({"entry_point": "f", "test": "", "language": "cpp"}, "in python only"),
+        ({"entry_point": "f", "test": "", "code_language": "cpp"}, "in python only"),
         ({"entry_point": "f", "test": "", "setup": 1}, "'setup' must be a text, got int"),
-        ({**SUM, "language": "ada"}, "unknown language 'ada'; known: python, cpp"),
+        ({**SUM, "code_language": "ada"}, "unknown code_language 'ada'; known: python, cpp"),
         ({**SUM, "tolerance": -1}, "'tolerance' must be"),
     ],
 )
@@ -283,7 +283,7 @@ needs_cpp = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here"
 @needs_cpp
 def test_a_cpp_program_is_compiled_once_and_judged_by_what_it_prints(backend: str) -> None:
     source = '#include <cstdio>\n#include <cstdlib>\nint main() { int a, b; scanf("%d %d", &a, &b);'
-    row = {**SUM, "language": "cpp"}
+    row = {**SUM, "code_language": "cpp"}
     right = judge(row, fenced(source + ' printf("%d", a + b); }', "cpp"), backend=backend)
     assert right == Verdict(status="ok", passed=2, total=2)
     # One program for the failures: what it does depends on its input.
@@ -295,7 +295,7 @@ def test_a_cpp_program_is_compiled_once_and_judged_by_what_it_prints(backend: st
 
 @needs_cpp
 def test_a_source_that_reads_the_machines_files_does_not_compile(backend: str) -> None:
-    row = {**SUM, "language": "cpp"}
+    row = {**SUM, "code_language": "cpp"}
     for source in ('#include "/etc/passwd"', 'asm(".incbin \\"/etc/passwd\\"");', "int main() {"):
         found = judge(row, fenced(source + "\nint main() {}", "cpp"), backend=backend)
         assert found.status == "error" and "error" in found.detail.lower(), found
@@ -304,7 +304,7 @@ def test_a_source_that_reads_the_machines_files_does_not_compile(backend: str) -
 def test_without_a_compiler_cpp_programs_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(start.shutil, "which", lambda name: None)
     with pytest.raises(SandboxError, match=r"apt-get install g\+\+"):
-        accuracy({**SUM, "language": "cpp"}, fenced("int main() {}", "cpp"))
+        accuracy({**SUM, "code_language": "cpp"}, fenced("int main() {}", "cpp"))
 
 
 # --------------------------------------------------------------------------- HumanEval

@@ -144,9 +144,9 @@ def test_open_r1_tags_count_with_their_line_breaks() -> None:
 
 def test_a_code_block_has_the_language_of_the_argument_or_else_of_the_row() -> None:
     answer = "<think>\nx\n</think>\n<answer>\n```cpp\nint x;\n```\n</answer>"
-    assert code_block({"language": "cpp"}, answer) == 1.0
-    assert code_block({"language": "python"}, answer) == 0.0
-    assert code_block({"language": "python"}, answer, language="cpp") == 1.0
+    assert code_block({"code_language": "cpp"}, answer) == 1.0
+    assert code_block({"code_language": "python"}, answer) == 0.0
+    assert code_block({"code_language": "python"}, answer, language="cpp") == 1.0
     with pytest.raises(ValueError, match="code_block needs a language"):
         code_block({}, answer)
 

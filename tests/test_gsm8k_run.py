@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from r1jax import config, manifest, metrics, pipeline
+from r1jax import config, manifest, metrics, pipeline, preflight
 from r1jax.algos.advantages import grpo
 from r1jax.algos.losses import cross_entropy, policy_loss
 from r1jax.algos.weights import token_mean
@@ -118,7 +118,7 @@ def run() -> Run:
 def test_the_whole_file_passes_through_template_filters_packing_sft_and_rl(tmp_path: Path):
     cfg = run()
     folder = tmp_path / "run"
-    pipeline.check(cfg)
+    preflight.check(cfg)
     pipeline.run(cfg, folder, text=config.describe(cfg), stopping=lambda: False)
 
     counts = {c["name"]: c["rows"] for c in manifest.read(folder)["clean"].output["counts"]}

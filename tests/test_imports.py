@@ -51,6 +51,8 @@ ROWS = {
     "comparison": ABOVE,
     "evaluate": ABOVE,
     "inputs": ABOVE,
+    "preflight": ABOVE,
+    "plan": ABOVE,
     "pipeline": ABOVE,
     "report": ABOVE,
     "bench": ABOVE,

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from r1jax import checkpoint, config, metrics, pipeline, settings, sharding
+from r1jax import checkpoint, config, metrics, preflight, settings, sharding
 from r1jax.algos import advantages, critics, losses
 from r1jax.algos.kl import k3
 from r1jax.data import countdown
@@ -294,7 +294,7 @@ def test_a_stage_that_counts_on_weights_it_does_not_train_is_refused() -> None:
         with pytest.raises(ValueError, match=r"^base.lora leaves prediction modules and routers"):
             replace(RUN, model=model, stages=(stage,))
     with pytest.raises(ValueError, match=r"^base.lora.targets: no weight .* called 'kv_up'"):
-        pipeline.check_lora(RUN.model, "base", Lora(rank=1, targets=("qkv", "kv_up")))
+        preflight.check_lora(RUN.model, "base", Lora(rank=1, targets=("qkv", "kv_up")))
 
 
 def test_an_adapter_of_another_shape_is_refused() -> None:

@@ -15,10 +15,18 @@ import jax
 import numpy as np
 import pytest
 
-from r1jax import config, convert, dataset, host, inputs, manifest, metrics, pipeline, restore
-from r1jax.algos.losses import policy_loss
+from r1jax import (
+    config,
+    convert,
+    dataset,
+    host,
+    inputs,
+    manifest,
+    metrics,
+    pipeline,
+    restore,
+)
 from r1jax.data import countdown, passes
-from r1jax.data.duplicates import decontaminate
 from r1jax.data.sources import jsonl
 from r1jax.local import Local, ask
 from r1jax.models import decoder, hf, lora
@@ -28,7 +36,6 @@ from r1jax.rewards.weighted import Batched, weighted
 from r1jax.settings import Build, Built, Engine, Reinforce, Run, Supervised, Task
 
 CONFIG = Path(__file__).with_name("pipeline_config.py")
-DEBUG = Path(__file__).parents[1] / "configs" / "debug.py"
 ENGINE = Engine(max_prompt=8, max_new=16, slots=4)
 STAGES = ["base", "sampled", "sft", "chosen", "judge", "rl", "table"]
 
@@ -409,61 +416,6 @@ def test_a_judges_weights_are_an_input(tmp_path: Path) -> None:
         assert found == (f"weights of judge {tmp_path}", hashlib.sha256(content).hexdigest())
 
 
-def test_a_reward_model_or_a_judge_that_is_not_there_is_found_before_the_run(
-    tmp_path: Path,
-) -> None:
-    run = config.load(str(CONFIG))
-    judge = Batched(partial(ask, model=Local(folder=str(tmp_path / "none"), engine=ENGINE)))
-    for reward, message in (
-        (helpful(tmp_path, None), f"{tmp_path} is no run folder"),
-        (judge, f"rl: no such folder: {tmp_path / 'none'}"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            pipeline.check(settings_of(run, rl={"reward": reward}))
-
-
-def test_files_that_a_later_stage_reads_are_opened_before_the_run(tmp_path: Path) -> None:
-    missing = partial(jsonl, tmp_path / "none.jsonl")
-    passes_of = {"mixed": partial(passes.mix, others=missing, ratio=(1, 1))}
-    against = {"clean": partial(decontaminate, against=(missing,))}
-    for changed in ({"sampled": {"passes": passes_of}}, {"chosen": {"passes": against}}):
-        (name,) = changed
-        with pytest.raises(ValueError, match=rf"^{name}: .*none\.jsonl: no such file$"):
-            pipeline.check(settings_of(config.load(str(CONFIG)), **changed))
-
-
-def test_a_loss_or_a_reward_that_cannot_be_is_found_before_the_run() -> None:
-    run = config.load(str(DEBUG))
-    for changes, message in (
-        ({"reference": "none"}, "^rl.loss: kl needs the reference's log-probs"),
-        ({"loss": partial(policy_loss, kl_weight=0.1)}, "^rl.loss: kl_weight=0.1 needs kl"),
-        ({"reward": lambda row, answer: "1"}, "^rl.reward must give a number or None, got '1'"),
-        ({"reward": lambda row, answer: row["gold"]}, "^rl.reward, row 0: row has no field 'gold'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            pipeline.check(settings_of(run, rl=changes))
-
-
-@pytest.mark.parametrize(
-    ("late", "message"),
-    [
-        ({"numbers": [1, 2, 3]}, "^rl.task.train, row 300: row has no field 'target'"),
-        ({"numbers": [1] * 9, "target": 9}, "has 12 tokens, engine.max_prompt allows 1 to "),
-        ({"numbers": ["q"], "target": 9}, "the tokenizer has no token for"),
-    ],
-)
-def test_every_problem_of_a_file_is_looked_at_before_the_run(
-    tmp_path: Path, late: dict, message: str
-) -> None:
-    run = config.load(str(DEBUG))
-    file = tmp_path / "rows.jsonl"
-    good = [{"numbers": [1, 2, 3], "target": 6}] * 300
-    file.write_text("".join(json.dumps(row) + "\n" for row in [*good, late]))
-    task = replace(run.stages[-1].task, train=partial(jsonl, file))
-    with pytest.raises(ValueError, match=message):
-        pipeline.check(settings_of(run, rl={"task": task}))
-
-
 def test_a_missing_or_changed_input_is_one_line_that_names_both_stages(copy: Path) -> None:
     undone(copy, "sft", "chosen", "judge", "rl", "table")
     rows = copy / "data" / "sampled" / dataset.ROWS
@@ -531,14 +483,6 @@ def test_a_table_has_the_means_of_what_the_answers_score(straight: Path) -> None
         assert table[model]["short"]["problems"] == len(small) < 9
     page = (straight / "report.html").read_text()
     assert "<h1>before and after</h1>" in page and f"{table['after']['even']['mean']:.1%}" in page
-
-
-def test_a_reward_model_of_the_run_must_be_trained_before(tmp_path: Path) -> None:
-    run = config.load(str(CONFIG))
-    base, sampled, sft, chosen, judge, rl, table = run.stages
-    late = replace(run, stages=(base, sampled, sft, chosen, rl, judge, table))
-    with pytest.raises(ValueError, match=r"stage rl needs the reward model 'judge', which must be"):
-        pipeline.check(late)
 
 
 def test_the_report_shows_how_many_rows_each_pass_left(straight: Path) -> None:

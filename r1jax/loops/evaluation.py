@@ -65,10 +65,14 @@ def due(cfg: settings.Evaluation, step: int, steps: int) -> bool:
     return step in (0, steps) or (cfg.every > 0 and step % cfg.every == 0)
 
 
-def check(cfg: settings.Evaluation, tokenizer: Any, name: str) -> None:
-    """Raises ValueError if there are no problems, one cannot be asked, or no answer can end."""
+def check(cfg: settings.Evaluation, tokenizer: Any, name: str) -> str:
+    """What the problems are, in words.
+
+    Raises:
+      ValueError: there are none, one cannot be asked, or no answer can end.
+    """
     stop_tokens(tokenizer)
-    check_problems(cfg.task, cfg.task.test(), cfg.engine, tokenizer, name, count=cfg.rows)
+    return check_problems(cfg.task, cfg.task.test(), cfg.engine, tokenizer, name, count=cfg.rows)
 
 
 def check_problems(
@@ -79,12 +83,16 @@ def check_problems(
     name: str,
     *,
     count: int,
-) -> None:
-    """Raises ValueError if there are no problems, or one of them cannot be asked.
+) -> str:
+    """How many problems there are, and how long their prompts, in words.
 
     Of rows that are made on demand the first `count` are looked at, and whether an answer can be
     judged by these alone.
+
+    Raises:
+      ValueError: there are no problems, or one of them cannot be asked.
     """
+    longest = 0
     if not len(rows):
         raise ValueError(f"{name}: no problems, the source has 0 rows")
     made = isinstance(rows, LazyRows) and not rows.files
@@ -95,12 +103,14 @@ def check_problems(
         ]
         index = range(len(some))
         found = encode_prompts(tokenizer, prompts, max_prompt=engine.max_prompt, index=index)
+        longest = max(longest, int(found.length.max()))
         if tokenizer.unk_token_id is not None and np.any(found.tokens == tokenizer.unk_token_id):
             for prompt in prompts:
                 encode(tokenizer, prompt)  # refuses a text that has no token
     for i, row in enumerate(rows[:count]):
         with settings.named_field(row, f"{name}, row {i}"):
             task.accuracy(row, "")  # refuses a row that lacks what it needs
+    return f"{len(rows):,} problems, prompts of at most {longest:,} of {engine.max_prompt:,} tokens"
 
 
 def make_sample(

@@ -101,13 +101,20 @@ def train(
         return {name: last[name] for name in params}  # a critic's head is left behind
 
 
-def check(cfg: settings.Reinforce, tokenizer: Any) -> None:
-    """Raises ValueError if there are too few problems or one of the first cannot be asked."""
+def check(cfg: settings.Reinforce, tokenizer: Any) -> str:
+    """What the problems are, in words.
+
+    Raises:
+      ValueError: there are none, or one of them cannot be asked.
+    """
     stop_tokens(tokenizer)
     count = max(cfg.prompts, cfg.evaluate_rows)
+    found = []
     for split, source in (("train", cfg.task.train), ("test", cfg.task.test)):
         name = f"{cfg.name}.task.{split}"
-        check_problems(cfg.task, source(), cfg.engine, tokenizer, name, count=count)
+        said = check_problems(cfg.task, source(), cfg.engine, tokenizer, name, count=count)
+        found.append(f"{split}: {said}")
+    return "; ".join(found)
 
 
 def in_order(rows: Sequence[settings.Row]) -> Callable[[int], int]:

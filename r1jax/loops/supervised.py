@@ -95,8 +95,12 @@ def train(
         return {name: last[name] for name in params}
 
 
-def check(cfg: settings.Supervised, tokenizer: Any) -> None:
-    """Raises ValueError if there are no texts, or one of the first cannot be trained on."""
+def check(cfg: settings.Supervised, tokenizer: Any) -> str:
+    """What the texts are, in words.
+
+    Raises:
+      ValueError: there are none, or one of the first cannot be trained on.
+    """
     rows = cfg.source()
     if not len(rows):
         raise ValueError(f"{cfg.name}: no texts to train on, the source has 0 rows")
@@ -104,13 +108,20 @@ def check(cfg: settings.Supervised, tokenizer: Any) -> None:
         first = reader(cfg)(tokenizer, rows[:FIRST])
     except ValueError as error:
         raise ValueError(f"{cfg.name}: {error}") from None
-    for i, size in enumerate(map(labelled.size, first)):
+    sizes = [labelled.size(texts) for texts in first]
+    for i, size in enumerate(sizes):
         if size > cfg.row_length:
             raise ValueError(
                 f"{cfg.name}: row {i} has {size} tokens, row_length allows {cfg.row_length}"
             )
+    found = (
+        f"{len(rows):,} rows, of which the first {len(sizes)} have {min(sizes):,} to "
+        f"{max(sizes):,} of {cfg.row_length:,} tokens"
+    )
     if cfg.evaluation is not None:
-        evaluation.check(cfg.evaluation, tokenizer, f"{cfg.name}.evaluation.task.test")
+        said = evaluation.check(cfg.evaluation, tokenizer, f"{cfg.name}.evaluation.task.test")
+        found = f"{found}; test: {said}"
+    return found
 
 
 def make_tests(

@@ -242,13 +242,18 @@ def _layers(
 
     def one(x: jax.Array, xs: tuple[Params, jax.Array | None]) -> tuple[jax.Array, Any]:
         weights, choice = xs
+        x = constrain(constrain(x, "batch", None, between), "batch", None, None)
         weights = adapted.merged(weights)
         x, cache, routing = layer(cfg, group, weights, x, rope=rope, attend=attend, choice=choice)
         kept = (cache if keep_cache else None, routing if keep_routing else None)
-        return constrain(x, "batch", None, None), kept
+        return constrain(x, "batch", None, between), kept
 
+    # What a recomputed layer begins with is kept for the way back. It lies split, and is put
+    # together where a layer needs it whole.
+    between = "kept" if cfg.remat == "layer" else None
     body = jax.checkpoint(one) if cfg.remat == "layer" else one
     unroll = 1 if cfg.scan else group.count
+    x = constrain(x, "batch", None, between)
     x, (cache, routing) = jax.lax.scan(body, x, (stacked, choices), unroll=unroll)
     return x, cache, routing
 

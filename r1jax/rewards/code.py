@@ -6,7 +6,7 @@ A row holds tests of one of three kinds:
   tests        [{"args": [...], "result": value}, ...]         a Python function, `entry_point`
   test         a script of asserts; `check(candidate)` is called if it defines it, as HumanEval's
 
-and, where they matter, `language` ("python" or "cpp"), `entry_point` (the function's name, or
+and, where they matter, `code_language` ("python" or "cpp"), `entry_point` (the function's name, or
 that of a method of the class `Solution`), `setup` (Python that runs before the program and before
 the script), `tolerance` (for floats; 0 by default).
 
@@ -322,9 +322,9 @@ def _nowhere() -> int:
 
 def _tests_of(row: Mapping[str, Any]) -> tuple[str, str | Sequence[Mapping[str, Any]]]:
     """A row's language, and its script or its tests, checked."""
-    language = row.get("language", "python")
+    language = row.get("code_language", "python")
     if language not in LANGUAGES:
-        raise ValueError(f"unknown language {language!r}; known: {', '.join(LANGUAGES)}")
+        raise ValueError(f"unknown code_language {language!r}; known: {', '.join(LANGUAGES)}")
     if ("test" in row) == ("tests" in row):
         raise ValueError("a row needs one of 'test' (a script) and 'tests' (a list)")
     tests = row["test"] if "test" in row else row["tests"]
@@ -342,7 +342,9 @@ def _tests_of(row: Mapping[str, Any]) -> tuple[str, str | Sequence[Mapping[str, 
     if not isinstance(row.get("setup", ""), str):
         raise ValueError(f"'setup' must be a text, got {type(row['setup']).__name__}")
     if language != "python":
-        raise ValueError(f"functions are tested in python only, the row's language is {language}")
+        raise ValueError(
+            f"functions are tested in python only, the row's code_language is {language}"
+        )
     if not str(row.get("entry_point", "")).isidentifier():
         raise ValueError("the row has no function's name under 'entry_point'")
     return language, tests

@@ -73,7 +73,7 @@ def code_block(row: Mapping[str, Any], answer: str, *, language: str | None = No
     """1.0 if the text has the form of `open_r1` with a block of code in its answer, else 0.0.
 
     A block is what stands between ```` ```python ```` and the next ```` ``` ````. The language is
-    that of the argument, or else of `row["language"]`. As in the published rule `c` also finds
+    that of the argument, or else of `row["code_language"]`. As in the published rule `c` also finds
     ```` ```cpp ````, since nothing needs to stand after the name.
 
     Raises:
@@ -81,7 +81,7 @@ def code_block(row: Mapping[str, Any], answer: str, *, language: str | None = No
 
     Source: `get_code_format_reward`, github.com/huggingface/open-r1, src/open_r1/rewards.py.
     """
-    name = row.get("language") if language is None else language
+    name = row.get("code_language") if language is None else language
     if not isinstance(name, str) or not name:
         raise ValueError(f"code_block needs a language, as an argument or in the row, got {name!r}")
     return float(_in_lines(answer, f"```{name}", "```"))

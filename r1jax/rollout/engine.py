@@ -53,7 +53,7 @@ from r1jax.rollout.slots import (
     one_by_one,
     prepare,
 )
-from r1jax.sharding import RULES, is_leaf, spec
+from r1jax.sharding import RULES, Leaf, is_leaf, spec
 from r1jax.types import Limits, Params, Prompts, Rollout
 
 CHUNK = 64  # columns of the ring's first chunk
@@ -146,12 +146,12 @@ def over_devices(
         rollout = run(params, prompts, key, limits, -(-slots // parts))
         return jax.tree.map(lambda x: x if x.ndim else x[None], rollout)
 
+    def of_experts(leaf: Leaf) -> PartitionSpec:
+        axes = tuple(axis if axis == "experts" else None for axis in leaf.axes)
+        return spec(leaf.shape, axes, {"expert": mesh.shape.get("expert", 1)})
+
     # Of a weight that is no decoder's, such as a value head's, nothing is said by its leaves.
-    spread = jax.tree.map(
-        lambda leaf: spec(leaf.shape, leaf.axes, {"expert": mesh.shape.get("expert", 1)}),
-        decoder.leaves(cfg),
-        is_leaf=is_leaf,
-    )
+    spread = jax.tree.map(of_experts, decoder.leaves(cfg), is_leaf=is_leaf)
     weights = {name: spread.get(name, PartitionSpec()) for name in params}
     split = PartitionSpec(axes)
     return jax.shard_map(
