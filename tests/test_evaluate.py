@@ -466,6 +466,20 @@ def test_answers_of_a_file_are_scored_without_jax(tmp_path: Path):
     assert json.loads((tmp_path / "kept.json").read_text())["maj@4"]["mean"] == 0.5
 
 
+def test_responses_that_do_not_say_where_their_answer_is_are_counted(tmp_path: Path, capsys):
+    given = [
+        ("#### 4", "It is 4"),
+        ("\\boxed{4}", "4"),
+        ("<think>\\boxed{4}</think> Done.", "<answer>4</answer>"),
+        ("The answer is 4.", "no\nanswer"),
+    ]
+    records = [{"question": "2 + 2?", "gold": 4, "responses": responses} for responses in given]
+    evaluate.main(["--answers", str(answers_file(tmp_path, *records))])
+    said = capsys.readouterr().out
+    assert f"unmarked       {4 / 8:.1%}   no box, tag nor 'the answer is'" in said
+    assert f"pass@1         {5 / 8:.1%}" in said  # "4" is right as it stands, a sentence is not
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
@@ -491,6 +505,9 @@ def test_a_record_of_answers_that_cannot_be_used_is_one_line(tmp_path, capsys, r
 def test_a_run_and_answers_are_not_taken_together_nor_neither(small_run, tmp_path, capsys):
     assert "need either a run's folder or --answers FILE" in refused(capsys)
     assert "need either" in refused(capsys, small_run, "--answers", tmp_path / "none.jsonl")
+    for option in (("--samples", 4), ("--strategy", "direct"), ("--max-new", 9), ("--direct",)):
+        said = refused(capsys, "--answers", tmp_path / "none.jsonl", *option)
+        assert said == f"error: --answers asks no model: leave out {option[0]}\n"
     assert "no such file" in refused(capsys, "--answers", tmp_path / "none.jsonl")
     file = answers_file(tmp_path, {"question": "?", "gold": "1", "responses": ["1"]})
     assert "--k 4 needs as many responses" in refused(capsys, "--answers", file, "--k", 4)

@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def score_answers(args: argparse.Namespace) -> None:
     """Prints what the answers of a file are worth; with --out, writes each one's verdict."""
+    refuse_others(args)
     began = time.monotonic()
     given = answers.read(args.answers)
     given = given[: args.rows]
@@ -116,14 +117,28 @@ def score_answers(args: argparse.Namespace) -> None:
     print("\n".join(sampled.intervals(found)))
     if share:
         print(f"{'unjudged':12}{share:8.1%}")
+    unmarked = answers.unmarked(given)
+    if unmarked:
+        about = "no box, tag nor 'the answer is': judged as they stand"
+        print(f"{'unmarked':12}{unmarked:8.1%}   {about}")
     if any(name.startswith("best@") for name in found) and "weighted@2" not in found:
         print("weighted@k is not measured: it needs scores >= 0", file=sys.stderr)
     if args.out:
         summary = {"answers": str(args.answers), "rows": len(given), "responses": count}
         summary |= {name: each._asdict() for name, each in found.items()}
-        summary |= {"unjudged": share, "time/elapsed": round(time.monotonic() - began, 3)}
+        summary |= {"unjudged": share, "unmarked": unmarked}
+        summary |= {"time/elapsed": round(time.monotonic() - began, 3)}
         prompts = [str(each.row.get("question", "")) for each in given]
         sampled.save(checked_out(args.out), [e.row for e in given], prompts, problems, summary)
+
+
+def refuse_others(args: argparse.Namespace) -> None:
+    """Raises ValueError for an option that says how a model is asked."""
+    plain = vars(parser().parse_args(["--answers", str(args.answers)]))
+    for name, value in vars(args).items():
+        if name not in ("k", "rows", "out") and value != plain[name]:
+            option = {"strategies": "strategy", "overrides": "set"}.get(name, name)
+            raise ValueError(f"--answers asks no model: leave out --{option.replace('_', '-')}")
 
 
 def sample_answers(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from r1jax.data.files import records
 from r1jax.evaluate.judging import Judged, verdicts, votes_of
+from r1jax.rewards.math.text import says_where
 
 GOLD = ("gold", "answer")
 
@@ -87,6 +88,13 @@ def judge(given: Sequence[Given]) -> list[list[Judged]]:
             ]
         )
     return problems
+
+
+def unmarked(given: Sequence[Given]) -> float:
+    """The share of responses to questions of mathematics that do not say where their answer is, as
+    a box or "the answer is" does: those are judged as they stand, and wrong if they say more."""
+    those = [r for each in given if each.row["verifier"] == "math" for r in each.responses]
+    return sum(not says_where(response) for response in those) / max(len(those), 1)
 
 
 def sizes(given: Sequence[Given]) -> list[int]:

@@ -38,17 +38,33 @@ def final_answer(text: str) -> str | None:
       5. A text of one line and at most `SHORT` characters, as it stands.
     Inside a box or tags, 3 and 4 are looked for as well.
     """
-    text = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
+    text = _after_thoughts(text)
     box = last_boxes(text)
     if box is not None:
         return _marked(box) or box
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    if start >= 0:
-        inside = text[start + len("<answer>") : text.index("</answer>", start)]
+    inside = _in_tags(text)
+    if inside is not None:
         return _marked(inside) or inside.strip() or None
     short = text.strip() if len(text) <= SHORT and "\n" not in text.strip() else ""
     return _marked(text) or short or None
+
+
+def says_where(text: str) -> bool:
+    """Whether one of the marks 1 to 4 of `final_answer` tells where a text's answer is."""
+    text = _after_thoughts(text)
+    return any(found is not None for found in (last_boxes(text), _in_tags(text), _marked(text)))
+
+
+def _after_thoughts(text: str) -> str:
+    return text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
+
+
+def _in_tags(text: str) -> str | None:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    if start < 0:
+        return None
+    return text[start + len("<answer>") : text.index("</answer>", start)]
 
 
 def _marked(text: str) -> str | None:
