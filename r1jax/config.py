@@ -252,7 +252,8 @@ def is_saved(folder: Path, text: Sequence[str]) -> bool:
 def same_or_fail(
     folder: Path, text: Sequence[str], *, begun: Mapping[str, bool] | None = None
 ) -> None:
-    """Passes if `folder` holds no run yet, or one of this config; mesh and price may be others.
+    """Passes if `folder` holds no run yet, or one of this config; mesh, price and what is kept of a
+    stage may be others.
 
     So may be, if `begun` is given, stages that are not in it, and the passes of those that it says
     are not done.
@@ -263,7 +264,7 @@ def same_or_fail(
     file = folder / "config.txt"
     if not file.is_file():
         return
-    there, here = (_values(lines, begun) for lines in (lines_of(file), text))
+    there, here = (_made(_values(lines, begun)) for lines in (lines_of(file), text))
     paths = [path for path in sorted(there | here) if there.get(path) != here.get(path)]
     if paths:
         path, more = paths[0], len(paths) - 1
@@ -272,6 +273,15 @@ def same_or_fail(
             f"and {here.get(path, 'absent')} here{f' (and {more} more)' * bool(more)}; "
             f"use --out for a new folder, and --after {folder} to keep stages that are the same"
         )
+
+
+def _made(values: Mapping[str, str]) -> dict[str, str]:
+    """Settings without those that only say what is kept of a stage."""
+    return {
+        path: value
+        for path, value in values.items()
+        if path.partition(".")[2].partition(".")[0] not in settings.ONLY_KEPT
+    }
 
 
 def _values(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from r1jax import metrics
+from r1jax import metrics, settings
 from r1jax.fields import by_path
 
 FILE = "manifest.json"
@@ -62,7 +62,7 @@ def config_of(name: str, text: Sequence[str]) -> list[str]:
 
 
 def same_or_fail(folder: Path, there: Entry, here: Entry) -> None:
-    """Passes if a stage that has begun would be made of the same today.
+    """Passes if a stage that has begun would be made of the same today, whatever is kept of it.
 
     The passes of a stage that is not done may be others, and read other files: what was answered
     before them stays as it is.
@@ -70,7 +70,9 @@ def same_or_fail(folder: Path, there: Entry, here: Entry) -> None:
     Raises:
       ValueError: the first setting or input that differs.
     """
-    free = () if there.done else (f"{there.name}.passes", PASSES)
+    free = tuple(f"{there.name}.{kept}" for kept in settings.ONLY_KEPT)
+    if not there.done:
+        free += (f"{there.name}.passes", PASSES)
     for kind, old, new in (
         ("setting", by_path(there.config), by_path(here.config)),
         ("input", dict(there.inputs), dict(here.inputs)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from r1jax import manifest, metrics
 from r1jax.fields import by_path, lines_of
+from r1jax.settings import ONLY_KEPT
 
 OWN = ("name", "stages", "mesh", "price")  # may differ: they change nothing that a stage makes
 
@@ -64,7 +65,9 @@ def same_stages(here: Sequence[str], there: Sequence[str]) -> list[str]:
         first = {path: path.partition(".")[0] for path in settings}
         if stage is None:  # what belongs to no stage
             return {path: value for path, value in settings.items() if first[path] not in every}
-        return {path: value for path, value in settings.items() if first[path] == stage}
+        kept = tuple(f"{stage}.{name}" for name in ONLY_KEPT)
+        own = {path: value for path, value in settings.items() if first[path] == stage}
+        return {path: value for path, value in own.items() if not path.startswith(kept)}
 
     if part(one, None) != part(other, None):
         return []

@@ -23,6 +23,10 @@ from r1jax.architecture import dense as dense
 from r1jax.schedules import Schedule, adaptive, bounds
 from r1jax.schedules import inside as inside
 
+# Settings of a stage that change what is kept of it and nothing that it makes: they may be others
+# when it goes on.
+ONLY_KEPT = ("checkpoints", "log_samples")
+
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 

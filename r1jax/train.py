@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const=0,
         metavar="DEVICES",
-        help="read the data, try prompts, loss and rewards, say what each of so many devices "
-        "would hold (default: those of this machine), and leave",
+        help="say what each of so many devices would hold (default: those of this machine), read "
+        "the data, try prompts, loss and rewards, and leave",
     )
     return parser
 
@@ -58,15 +58,18 @@ def main() -> int:
 
 
 def check(spec: str, overrides: list[str], *, devices: int) -> int:
-    """Prints what is found before a run, and how it would lie on `devices`; 0: those here."""
+    """Prints how a run would lie on `devices` (0: those here), and what is found before it.
+
+    The first needs neither data nor weights.
+    """
     host.prepare()
     cfg = config.load(spec, overrides)
     import jax
 
     from r1jax import plan, preflight
 
+    print("\n".join(plan.plan(cfg, devices or jax.device_count())), flush=True)
     print("\n".join(preflight.check(cfg)))
-    print("\n".join(plan.plan(cfg, devices or jax.device_count())))
     return 0
 
 

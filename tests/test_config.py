@@ -502,6 +502,19 @@ def test_a_folder_made_by_another_config_is_refused_and_another_mesh_or_price_is
     )
 
 
+def test_how_often_a_stage_that_has_begun_is_saved_may_change(file):
+    folder = Path("runs/a")
+    folder.mkdir(parents=True)
+    there = ["rl.checkpoints.every: 5", "rl.log_samples: 4", "rl.steps: 9", "stages: rl"]
+    (folder / "config.txt").write_text("".join(f"{line}\n" for line in there))
+    here = ["rl.checkpoints.every: 1", "rl.log_samples: 0", "rl.steps: 9", "stages: rl"]
+    same_or_fail(folder, here, begun={"rl": False})
+    same_or_fail(folder, here, begun={"rl": True})
+    assert not is_saved(folder, here)
+    with pytest.raises(ConfigError, match=r"rl.steps is 9 there and 8 here; use --out"):
+        same_or_fail(folder, [*here[:2], "rl.steps: 8", here[3]], begun={"rl": False})
+
+
 def test_settings_of_stages_that_have_not_begun_may_change(file):
     folder = Path("runs/a")
     folder.mkdir(parents=True)

@@ -114,10 +114,10 @@ def test_the_command_says_what_it_found_and_begins_nothing(
     process = start_train("--config", DEBUG, "--out", tmp_path / "run", "--check", 4)
     assert process.wait() == 0, process.stderr
     said = process.stdout.splitlines()
-    assert said[0].startswith("tokenizer: 122 tokens")
+    assert said[0] == "on 4 devices (data 4), MB on each:"
+    assert "tokenizer: 122 tokens for 128 rows of weights" in said
     assert any(line.startswith("base: 2,000 rows, of which the first 256 have ") for line in said)
     assert any(line.startswith("rl: train: 1,000 problems, prompts of at most ") for line in said)
-    assert "on 4 devices (data 4), MB on each:" in said
     assert not (tmp_path / "run").exists()
     process = start_train("--config", DEBUG, "--check", 4, "--set", "mesh.data=3")
     assert process.wait() == 2

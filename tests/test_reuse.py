@@ -47,6 +47,12 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_stage_that_was_saved_at_other_steps_is_the_same() -> None:
+    saved = [*TEXT, "base.checkpoints.every: 5"]
+    assert same_stages(TEXT, saved) == same_stages(saved, TEXT) == ["base", "rl"]
+    assert same_stages(TEXT, changed("base.steps: 4")) == []
+
+
 def test_checkpoints_and_logs_of_the_stages_that_are_done_and_the_same_are_copied(
     source: Path, tmp_path: Path
 ) -> None:
