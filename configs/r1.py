@@ -44,11 +44,11 @@ Not yet run at this size.
 
 Numbers: arXiv:2501.12948v2, section 3 and supplement B.3 and B.4.2; 16 updates are one rollout of
 8,192 answers. Of SFT there are accounts with other numbers (a rate of 5e-6, a batch of 64): compare
-the supplement before machines are booked. Not published, and ours: how many answers a problem gets for data, the numbers of the
-filters, how many updates dev1 and dev2 have, slots, workers, rows at a time, the longest prompt,
-how often is evaluated and saved, the words to the model that rewrites; and whether SFT's batch is
-of samples or of packed rows: here it is of packed rows, as DeepSeek-V3's SFT packs its samples. The
-mean over tokens, Adam's betas and the weight decay are as in r1_zero.py.
+the supplement before machines are booked. Not published, and ours: how many answers a problem gets
+for data, the numbers of the filters, how many updates dev1 and dev2 have, slots, workers, rows at a
+time, the longest prompt, how often is evaluated and saved, the words to the model that rewrites;
+and whether SFT's batch is of samples or of packed rows: here it is of packed rows, as DeepSeek-V3's
+SFT packs its samples. The mean over tokens, Adam's betas and the weight decay are as in r1_zero.py.
 
 Preferences: the reward model of helpfulness learns from 66,000 pairs that DeepSeek-V3 judged four
 times, in either order, with a mean difference of more than 1, and reads the summary alone; that of

@@ -29,10 +29,11 @@ Not yet run at this size.
 Numbers: arXiv:2501.12948v2, section 2.1; for the 32B supplement B.4.1, with the rate of
 Qwen2.5-32B-Zero, 1e-6; another of 2e-6 is given for R1-Zero's recipe on a Qwen of 32B. A published
 step is one update of 512 answers; a step here is a rollout of 8,192, hence the divisions by 16.
-10,400 updates are 1.6 epochs, which makes 208K problems; published are 80K, and nothing says why. Not published,
-and therefore as everywhere in this project: the clip (0.2), the sum over tokens (the mean of GRPO's
-paper), Adam's betas and the weight decay. Not published, and ours: the longest prompt, slots,
-workers, rows at a time, and how often is evaluated (by one answer a problem) and saved.
+10,400 updates are 1.6 epochs, which makes 208K problems; published are 80K, and nothing says why.
+Not published, and therefore as everywhere in this project: the clip (0.2), the sum over tokens (the
+mean of GRPO's paper), Adam's betas and the weight decay. Not published, and ours: the longest
+prompt, slots, workers, rows at a time, and how often is evaluated (by one answer a problem) and
+saved.
 """
 
 from collections.abc import Mapping
