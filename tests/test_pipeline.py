@@ -33,7 +33,7 @@ from r1jax.models import decoder, hf, lora
 from r1jax.reward_model import RewardModel, scores
 from r1jax.rewards.countdown import accuracy
 from r1jax.rewards.weighted import Batched, weighted
-from r1jax.settings import Build, Built, Checkpoints, Engine, Reinforce, Run, Supervised, Task
+from r1jax.settings import Build, Built, Engine, Reinforce, Run, Supervised, Task
 
 CONFIG = Path(__file__).with_name("pipeline_config.py")
 ENGINE = Engine(max_prompt=8, max_new=16, slots=4)
@@ -324,8 +324,9 @@ def test_done_stages_are_left_alone(copy: Path) -> None:
     after = {name: data for name, data in everything(copy).items() if name.startswith(kept)}
     assert after == before
     # How often it would be saved today is no reason to do it again.
-    often = settings_of(config.load(str(CONFIG)), base={"checkpoints": Checkpoints(every=1)})
-    go_on(copy, often)
+    often = str(CONFIG), ["base.checkpoints.every=1"]
+    text = config.describe(config.check(*often))
+    pipeline.run(config.load(*often), copy, text=text, stopping=lambda: False)
     after = {name: data for name, data in everything(copy).items() if name.startswith(kept)}
     assert after == before
 
