@@ -24,7 +24,7 @@ problems of PRM800K; data/journey.jsonl (the data set GAIR/o1-journey) and data/
 with `prompt` and `answer`. The paper makes the 327 from trees over PRM800K, searched depth first
 with backtracking, and tells the search as one long thought.
 
-Hardware is not published; 8 H100 of 80 GB here (`--check 8`: 15 GB on each). Hours, an estimate:
+Hardware is not published; 8 H100 of 80 GB here (`--check 8`: 18 GB on each). Hours, an estimate:
 8 * N * T FLOPs, N = 6.9e9, T = 6,998 * 400 + 3 * 327 * 2,000 = 4.8e6 tokens (mean lengths that we
 assume): 2.6e17, a minute and a half at 40% of 8 x 989 TFLOP/s; loading and saving take longer.
 

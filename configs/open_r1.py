@@ -25,8 +25,8 @@ in its chat template; data/math_problems.jsonl (`question`, `answer`, `verifier`
 (`question`, `tests`, `verifier`, `code_language` "python"); data/math500.jsonl; for `corpus`
 DeepSeek-R1 served at localhost:8000.
 
-Hardware: a node of 8 H100 of 80 GB, as published. By `--check 8` each holds at most 22 GB in SFT
-and 44 GB in RL with the 7B, activations within a layer apart.
+Hardware: a node of 8 H100 of 80 GB, as published. By `--check 8` each holds at most 26 GB in SFT
+and 45 GB in RL with the 7B, activations within a layer apart.
 
 Hours are not published. An estimate for SFT: 8 * N * T FLOPs (6 N a token, 2 N for activations that
 are recomputed), N = 7.6e9, T = 5 * 349,317 * 6,144 tokens (a mean length that we assume): 6.5e20,

@@ -29,8 +29,8 @@ apart; data/safety.jsonl with such a `prompt`, `answer` and `label`, 1 where it 
 data/aime24.jsonl; DeepSeek-V3 served at localhost:8000. None of the problems and samples is
 published.
 
-Hardware: 64 x 8 H800 of 80 GB, as published. The mesh is ours: by `--check 512` each holds at most
-57 GB, activations within a layer apart.
+Hardware: 64 x 8 H800 of 80 GB, as published. The mesh is ours: by `--check 512` each holds 58 GB in
+RL, and 72 GB in `rl_all` with the two reward models, activations within a layer apart.
 
 Hours (published): about 80 for R1's training (x 512 = 41K GPU hours), and 5K GPU hours for its SFT
 data; with R1-Zero's 101K in all 147K, $294K at the $2 that the paper reckons an H800 hour at

@@ -25,7 +25,7 @@ activations that are recomputed), T = 2 * 804,745 * 5,355 = 8.6e9 tokens, at 40%
     32.8B     2.3e21    64              25
     70.6B     4.9e21    128             27
 
-By `--check` with these numbers each GPU holds 6 to 30 GB, activations within a layer apart.
+By `--check` with these numbers each GPU holds 7 to 33 GB, activations within a layer apart.
 
 Published (arXiv:2501.12948v2, supplement; AIME 2024, pass@1 and cons@64): 1.5B 28.9 and 52.7, 7B
 55.5 and 83.3, 14B 69.7 and 80.0, 32B 72.6 and 83.3, Llama 8B 50.4 and 80.0, 70B 70.0 and 86.7.

@@ -12,8 +12,8 @@ Needs: models/DeepSeek-V3-Base (or models/Qwen2.5-32B), a folder from a hub; dat
 data/aime24.jsonl. The published problems (26K math, 17K code, 22K STEM, 15K logic) are not public.
 
 Hardware: 64 x 8 H800 of 80 GB, as published. How the model was split over them in RL is not; the
-mesh here is ours. By `--check 512` each holds 66 GB while it samples and 43 GB in updates,
-activations within a layer apart. For the 32B 64 H100 of 80 GB (ours; `--check 64`: 53 GB).
+mesh here is ours. By `--check 512` each holds 67 GB while it samples and 50 GB in updates,
+activations within a layer apart. For the 32B 64 H100 of 80 GB (ours; `--check 64`: 57 GB).
 
 Hours: 198 published (x 512 = 101K GPU hours, $202K at the $2 that the paper reckons an H800 hour
 at: `price`). For the 32B no hardware is published. An estimate: 12 * N * T FLOPs (N weights; 2 N a

@@ -9,7 +9,7 @@ Needs: models/Qwen2.5-Math-7B (`zoo`: models/Qwen2.5-7B); data/math_lv3to5_8k.js
 `answer` and `verifier`; data/math500.jsonl; for `simple_rl` also data/qwq_8k.jsonl with `prompt`
 and `answer`. The last was never released, nor was the code of its stage.
 
-Hardware: 4 x 8 H100 of 80 GB, as published (`--check 32`: 29 GB on each); `zoo` 2 x 8 (57 GB).
+Hardware: 4 x 8 H100 of 80 GB, as published (`--check 32`: 31 GB on each); `zoo` 2 x 8 (60 GB).
 
 Hours: 36 published for 120 steps ("good by step 60"), so 47 for all 156; `zoo` about 15 for some
 100 steps. No price is published. By arithmetic, at most 24 * N * 8,192 * 4,024 FLOPs a rollout (N =

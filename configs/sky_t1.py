@@ -25,7 +25,7 @@ data/still2.jsonl (`prompt`, `answer`), QwQ-32B-Preview served at localhost:8000
 rewrites at localhost:8001.
 
 Hardware: 8 H100 of 80 GB, as published, with ZeRO-3 and offload to the host. There is no offload
-here: by `--check 8` each holds 71 GB, activations within a layer apart, so that 16 are safer.
+here: by `--check` each of 8 would hold 87 GB, each of 16 44 GB. So 16 are needed.
 
 Hours: 19 on 8 H100 published, about $450, which makes the `price` of one for an hour $2.96.
 Rewriting took about $100 more. An estimate from FLOPs, 8 * N * T with N = 32.8e9 and T = 3 * 17,000

@@ -10,7 +10,7 @@ Needs: models/Qwen2.5-3B (and so on), folders from a hub; data/countdown.parquet
 of the data set Jiayi-Pan/Countdown-Tasks-3to4, with the columns `nums` and `target`.
 
 Hardware: 1 GPU up to 1.5B, 2 for 3B, as published; of which kind is not, here of 80 GB. For 7B 4
-(ours). By `--check` with these numbers each holds 19 GB (0.5B), 56 (1.5B), 55 (3B) and 73 (7B) in
+(ours). By `--check` with these numbers each holds 22 GB (0.5B), 63 (1.5B), 60 (3B) and 77 (7B) in
 PPO.
 
 Hours, an estimate: a rollout costs at most 24 * N * 256 * 1,280 FLOPs (N weights; 2 N a token for

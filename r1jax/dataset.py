@@ -65,16 +65,21 @@ def check(cfg: settings.Build, tokenizer: Any) -> str:
     found = f"{len(rows):,} rows"
     if answers is None or cfg.prompt is None:
         return found
-    for row in first:
+    for i, row in enumerate(first):
         if cfg.accuracy is not None:
-            cfg.accuracy(row, "")  # refuses a row that lacks what it needs
+            with settings.located(f"{cfg.name}.source, row {i}, no answer", row):
+                cfg.accuracy(row, "")  # refuses a row that lacks what it needs
     if isinstance(answers, settings.Taught):
-        for row in first:
-            answers.messages(row)
+        for i, row in enumerate(first):
+            with settings.located(f"{cfg.name}.source, row {i}", row):
+                answers.messages(row)
     elif answers.run is None:
         from r1jax.rollout.answers import encode_prompts
 
-        texts = [cfg.prompt(row) + answers.prefill for row in first]
+        texts = []
+        for i, row in enumerate(first):
+            with settings.located(f"{cfg.name}.source, row {i}", row):
+                texts.append(cfg.prompt(row) + answers.prefill)
         size = answers.engine.max_prompt
         made = encode_prompts(tokenizer, texts, max_prompt=size, index=range(len(texts)))
         longest = int(made.length.max())

@@ -5,6 +5,8 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ def check(cfg: settings.Run) -> list[str]:
     for place, stage in enumerate(cfg.stages):
         check_others(cfg, place)
         waits = [one.stage for one in settings.inside(stage, Built)]
+        stage = stage if waits else read_once(stage)
         if waits:
             found.append(f"{stage.name}: waits for the rows of {', '.join(waits)}")
         else:
@@ -57,6 +60,14 @@ def check(cfg: settings.Run) -> list[str]:
         except ValueError as error:
             raise ValueError(f"{stage.name}: {error}") from None
     return found
+
+
+def read_once(stage: settings.Stage) -> settings.Stage:
+    """The stage with sources that keep what they read: files may be large."""
+    if isinstance(stage, settings.Reinforce):
+        train, test = cache(stage.task.train), cache(stage.task.test)
+        return replace(stage, task=replace(stage.task, train=train, test=test))
+    return replace(stage, source=cache(stage.source))
 
 
 def check_others(cfg: settings.Run, place: int) -> None:
@@ -129,13 +140,11 @@ def check_functions(cfg: settings.Reinforce) -> None:
         logp_ref=token if known else None,
         entropy=token,
     )
-    try:
+    with settings.located(f"{cfg.name}.loss"):
         jax.eval_shape(schedules.resolve(cfg.loss, 1, adapted=0.0), token, batch)
-    except ValueError as error:
-        raise ValueError(f"{cfg.name}.loss: {error}") from None
     if not any(settings.inside(cfg.reward, Batched)):
         row = cfg.task.train()[0]
-        with settings.named_field(row, f"{cfg.name}.reward, row 0"):
+        with settings.located(f"{cfg.name}.reward, row 0, no answer", row):
             value = schedules.resolve(cfg.reward, 1)(row, "")
         if value is not None and not isinstance(value, Real):
             raise ValueError(f"{cfg.name}.reward must give a number or None, got {value!r}")

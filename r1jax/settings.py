@@ -5,6 +5,7 @@ A config file is a function that returns a `Run` (see `r1jax.config`). Settings 
 and functions; no array and no part of JAX is needed to build, check or print them.
 """
 
+import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -70,14 +71,28 @@ class Task:
 
 
 @contextmanager
-def named_field(row: Row, place: str) -> Iterator[None]:
-    """Turns the KeyError of a field that a row lacks into a ValueError that says where."""
+def located(place: str, row: Row | None = None) -> Iterator[None]:
+    """Whatever a function of the user's raises becomes a ValueError that says at which place of the
+    settings it was; a KeyError while it reads `row` says what the row has."""
     try:
         yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
     except KeyError as error:
+        if row is None:
+            raise ValueError(f"{place}: {told(error)}") from error
         raise ValueError(
             f"{place}: row has no field {error.args[0]!r}; it has {', '.join(row) or 'none'}"
         ) from None
+    except Exception as error:  # it may be any program
+        raise ValueError(f"{place}: {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """An error in one line: its class, what it says, and the file and line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said} ({frame.filename}:{frame.lineno})"
 
 
 def prompt_of(task: Task, row: Row, place: str) -> str:
@@ -86,7 +101,7 @@ def prompt_of(task: Task, row: Row, place: str) -> str:
     Raises:
       ValueError: the row lacks a field that the prompt needs.
     """
-    with named_field(row, place):
+    with located(place, row):
         return task.prompt(row) + task.prefill
 
 

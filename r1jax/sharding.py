@@ -32,7 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "experts": ("expert",),
-    "kept": ("tensor",),
+    "remat": ("tensor",),
 }
 
 

@@ -13,11 +13,15 @@ from jax.sharding import PartitionSpec
 
 from r1jax import config, plan, settings, sharding
 from r1jax.algos import critics
+from r1jax.data import countdown
+from r1jax.loops import step
 from r1jax.models import decoder, heads
+from r1jax.reward_model import RewardModel, scores
+from r1jax.rewards.weighted import Batched, weighted
 from r1jax.rollout import engine
 from r1jax.settings import Critic, Engine, Mesh, Run, dense
 from r1jax.state import adamw, init_state
-from r1jax.types import Prompts
+from r1jax.types import Batch, Prompts
 
 MODEL = dense(
     vocab_size=64, dim=32, num_layers=3, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="bfloat16"
@@ -53,7 +57,7 @@ def test_weights_moments_and_reference_take_the_bytes_of_the_plan(variant: str, 
     made = sharding.make_mesh(run.mesh)
     params = sharding.init(decoder.leaves(run.model), jax.random.key(0), made)
     state = init_state(params, stage.optimizer(10), reference=True)
-    assert held.weights == held.gradients == on_first_device(state.params)
+    assert held.weights == on_first_device(state.params)
     assert held.frozen == on_first_device(state.reference)
     # A few counts, and the learning rate, are whole on every device.
     assert 0 <= on_first_device(state.opt_state) - held.optimizer <= 64
@@ -76,7 +80,7 @@ def test_a_value_network_is_a_second_model_that_learns_after_the_first() -> None
     head = plan.bytes_of(heads.value_leaves(run.model), sizes)
     assert both.weights == 2 * alone.weights + head
     assert both.optimizer == pytest.approx(2 * alone.optimizer + 2 * head, rel=0.01)
-    assert both.gradients == alone.gradients + head  # the larger of the two
+    assert both.gradients == alone.gradients + 2 * head  # the larger of the two
 
 
 def test_adapters_alone_have_moments_and_the_weights_below_them_are_frozen() -> None:
@@ -102,8 +106,9 @@ def test_the_cache_takes_the_bytes_of_the_plan(tensor: int) -> None:
     params = decoder.compute_weights(MODEL, sharding.init(decoder.leaves(MODEL), jax.random.key(0)))
     work = engine.prepare(MODEL, asked, params, prompts, jax.random.key(1), group=2)
     caches = engine.empty_loop(MODEL, asked, work, slots).caches
-    made = sum(x.nbytes for x in jax.tree.leaves(caches))
-    assert plan.cache_bytes(MODEL, asked, sizes) == made // tensor
+    made = sum(x.nbytes for x in jax.tree.leaves((caches, work.stored.caches)))
+    every = 4 * plan.batch_parts(sizes)  # of all devices
+    assert plan.cache_bytes(MODEL, asked, sizes, prompts=every) == made // tensor
     held = plan.bytes_of(plan.as_sampled(decoder.leaves(MODEL)), sizes, itemsize=2)
     assert held == pytest.approx(on_first_device(params) / tensor, rel=0.05)  # norms are whole
 
@@ -144,8 +149,9 @@ def test_what_recomputed_layers_begin_with_lies_split_over_the_tensor_axis() -> 
     assert split(8) and not split(32)
     sizes = sharding.mesh_sizes(Mesh(data=1, tensor=4), 4)
     stage = replace(debug("config", Mesh()).stages[0], micro_rows=2, batch_rows=2, row_length=64)
-    kept = plan.layer_bytes(model, stage, sizes)
-    assert kept == math.prod((3, 2, 64, 8)) * 2
+    assert plan.remat_bytes(model, stage, sizes) == math.prod((3, 2, 64, 8)) * 2
+    sizes = sharding.mesh_sizes(Mesh(data=3), 3)  # who cannot share two rows has them all
+    assert plan.remat_bytes(model, stage, sizes) == math.prod((3, 2, 64, 32)) * 2
 
 
 def test_what_devices_cannot_share_alike_is_said() -> None:
@@ -158,3 +164,55 @@ def test_what_devices_cannot_share_alike_is_said() -> None:
     )
     with pytest.raises(ValueError, match="mesh axes must multiply to the 3 devices there are"):
         plan.plan(replace(run, mesh=Mesh(data=2)), 3)
+
+
+def test_models_that_a_stage_asks_beside_its_own_are_counted_or_named() -> None:
+    run = debug("config", Mesh(data=1, fsdp=4))
+    sizes = sharding.mesh_sizes(run.mesh, 4)
+    stage = run.stages[-1]
+
+    def asks(model: RewardModel) -> settings.Stage:
+        judge = Batched(partial(scores, model=model, prompt=countdown.short_prompt))
+        return replace(stage, reward=weighted(judge=(1.0, judge)))
+
+    plain = plan.held_by(run.model, stage, sizes)
+    own = plan.held_by(run.model, asks(RewardModel(stage="base")), sizes)
+    assert own.frozen - plain.frozen == plan.bytes_of(decoder.leaves(run.model), sizes)
+    other = replace(run, stages=(asks(RewardModel(run="runs/other")),))
+    assert plan.plan(other, 4)[-1] == "note: rl: not counted: the model of runs/other"
+
+
+def test_an_update_takes_what_the_plan_says_and_the_activations_of_a_layer() -> None:
+    """By the compiler's account of the loop over micro-batches, an update's largest program."""
+    wide = dense(
+        vocab_size=64, dim=128, num_layers=8, num_heads=4, num_kv_heads=4, mlp_dim=512,
+        remat="layer",
+    )  # fmt: skip
+    run = replace(debug("config", Mesh(data=1, fsdp=4)), model=wide)
+    stage = run.stages[0]
+    assert isinstance(stage, settings.Supervised)
+    objective = step.make_objective(wide, stage.loss)
+
+    def more(total: Any, params: Any, batch: Batch, numbers: Any) -> Any:
+        grads, metrics = jax.grad(objective, has_aux=True)(params, batch, numbers)
+        return jax.tree.map(jnp.add, total[0], grads), metrics
+
+    rows = jnp.zeros((stage.micro_rows, stage.row_length), jnp.int32)
+    batch = Batch(
+        tokens=rows, position=rows, segment=rows + 1, mask=rows == 0, weight=jnp.ones(rows.shape),
+        num_tokens=jnp.float32(1),
+    )  # fmt: skip
+    mesh = sharding.make_mesh(run.mesh)
+    with jax.set_mesh(mesh):
+        params = sharding.init(decoder.leaves(wide), jax.random.key(0), mesh)
+        _, metrics = jax.eval_shape(objective, params, batch, {})
+        zeros = jax.tree.map(lambda x: jnp.zeros((1, *x.shape)), metrics)
+        total = jax.tree.map(lambda x: x[None], params), zeros
+        batches = sharding.put((batch, batch), mesh, "batch")
+        add = jax.jit(partial(step.add_all, more), donate_argnums=0)
+        compiled = add.lower(total, params, jnp.int32(2), {}, batches).compile()
+    found = compiled.memory_analysis()
+    taken = found.argument_size_in_bytes + found.temp_size_in_bytes
+    held = plan.held_by(wide, stage, sharding.mesh_sizes(run.mesh, 4))
+    said = held.weights + held.gradients + held.remat
+    assert said < taken < 1.5 * said, (said, taken)

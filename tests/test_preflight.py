@@ -74,7 +74,18 @@ def test_a_loss_or_a_reward_that_cannot_be_is_found_before_the_run() -> None:
         ({"reference": "none"}, "^rl.loss: kl needs the reference's log-probs"),
         ({"loss": partial(policy_loss, kl_weight=0.1)}, "^rl.loss: kl_weight=0.1 needs kl"),
         ({"reward": lambda row, answer: "1"}, "^rl.reward must give a number or None, got '1'"),
-        ({"reward": lambda row, answer: row["gold"]}, "^rl.reward, row 0: row has no field 'gold'"),
+        (
+            {"reward": lambda row, answer: row["gold"]},
+            "^rl.reward, row 0, no answer: row has no field 'gold'",
+        ),
+        (
+            {"reward": lambda row, answer: 1 / len(answer)},
+            r"^rl.reward, row 0, no answer: ZeroDivisionError: .*test_preflight.py:\d+\)$",
+        ),
+        (
+            {"loss": lambda logp, batch: logp.summ()},
+            r"^rl.loss: AttributeError: .*test_preflight.py:\d+\)$",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             preflight.check(settings_of(run, rl=changes))
@@ -201,8 +212,8 @@ DEVICES = {
     "simple_rl.config": 32,
     "simple_rl.simple_rl": 32,
     "simple_rl.zoo": 16,
-    "sky_t1.config": 8,
-    "sky_t1.rebuilt": 8,
+    "sky_t1.config": 16,
+    "sky_t1.rebuilt": 16,
     "tiny_zero.config": 2,
     "tiny_zero.grpo": 2,
     "tiny_zero.instruct": 2,

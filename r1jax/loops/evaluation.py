@@ -108,7 +108,7 @@ def check_problems(
             for prompt in prompts:
                 encode(tokenizer, prompt)  # refuses a text that has no token
     for i, row in enumerate(rows[:count]):
-        with settings.named_field(row, f"{name}, row {i}"):
+        with settings.located(f"{name}, row {i}, no answer", row):
             task.accuracy(row, "")  # refuses a row that lacks what it needs
     return f"{len(rows):,} problems, prompts of at most {longest:,} of {engine.max_prompt:,} tokens"
 

@@ -250,7 +250,7 @@ def _layers(
 
     # What a recomputed layer begins with is kept for the way back. It lies split, and is put
     # together where a layer needs it whole.
-    between = "kept" if cfg.remat == "layer" else None
+    between = "remat" if cfg.remat == "layer" else None
     body = jax.checkpoint(one) if cfg.remat == "layer" else one
     unroll = 1 if cfg.scan else group.count
     x = constrain(x, "batch", None, between)
