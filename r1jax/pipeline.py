@@ -126,7 +126,10 @@ def one_stage(
     dtype = None if isinstance(cfg, Trained) and cfg.lora is not None else "float32"
     load = partial(load_weights, context, name, weights, dtype=dtype)
     out = out_of(folder, stage)
-    RUNNERS[type(stage)](stage, Inputs(context=context, weights=weights, load=load), out)
+    try:
+        RUNNERS[type(stage)](stage, Inputs(context=context, weights=weights, load=load), out)
+    except ConnectionError as error:  # a teacher or a judge that does not answer
+        raise ConnectionError(f"{name}: {error}") from None
     entries[name] = replace(here, done=True, output=output(stage, out))
     save(folder, entries)
 

@@ -95,7 +95,7 @@ def test_a_teacher_that_does_not_answer_is_one_line(small_run, tmp_path, capsys,
     monkeypatch.setattr(build, "ask", silent)
     teacher = ("--teacher", "http://127.0.0.1:1/v1", "--model", "r1")
     error = refused(capsys, small_run, "--rows", 2, "--out", tmp_path / "out", *teacher)
-    assert error == "r1 at http://127.0.0.1:1/v1: 6 attempts failed"
+    assert error == "build: r1 at http://127.0.0.1:1/v1: 6 attempts failed"
 
 
 def test_problems_of_a_pass_rate_come_out_with_the_easy_ones_first(

@@ -109,6 +109,7 @@ def test_an_answer_is_observed_for_the_log():
     text = "<think>Wait. Step 1: go</think> 9"
     assert observe({}, text) == {
         "reflections": 1.0,
+        "waits": 1.0,
         "steps": 1.0,
         "repeated": 0.0,
         "characters": 33.0,

@@ -1,5 +1,6 @@
 """Scores answers that exist already: a file of questions, gold answers and responses. No JAX."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def read(path: str | Path) -> list[Given]:
                 f"{place} needs columns question, gold or answer, responses, and may have scores; "
                 f"it has {', '.join(record) or 'none'}"
             )
+        check_names(record, place)
         responses, scores = record["responses"], record.get("scores")
         if not isinstance(responses, list) or not responses:
             raise ValueError(f"{place}: responses must be a list of at least one text")
@@ -101,6 +103,18 @@ def sizes(given: Sequence[Given]) -> list[int]:
     """Every k to measure: the powers of two up to the fewest responses to a question, and these."""
     fewest = min(len(each.responses) for each in given)
     return sorted({2**i for i in range(fewest.bit_length())} | {fewest})
+
+
+def check_names(record: Mapping[str, Any], place: str) -> None:
+    """Raises ValueError for a column that is nearly one of those that may be left out, and for two
+    gold answers that differ."""
+    for name in ("scores", "verifier"):
+        near = difflib.get_close_matches(name, record, n=1, cutoff=0.8)
+        if near and name not in record:
+            raise ValueError(f"{place}: unknown column {near[0]!r}: should it be {name!r}?")
+    golds = [record[name] for name in GOLD if name in record]
+    if len(golds) == 2 and golds[0] != golds[1]:
+        raise ValueError(f"{place}: gold is {golds[0]!r:.40} and answer {golds[1]!r:.40}: need one")
 
 
 def _verdicts(given: Sequence[Given], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:

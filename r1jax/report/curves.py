@@ -45,6 +45,7 @@ CHARTS: Mapping[str, Sequence[Spec]] = {
             SHARE,
         ),
         Spec("Reflections", "per answer", {REFLECTIONS: ""}),
+        Spec("The word wait", "per answer", {"waits": ""}, rare=True),
         Spec("Cut off", "share of answers that hit the length limit", {"cut": ""}, SHARE),
         Spec(
             "Right steps",

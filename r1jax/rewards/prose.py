@@ -59,6 +59,7 @@ def observe(row: Mapping[str, Any], answer: str) -> dict[str, float]:
     """What the log shows of how an answer was written.
 
     reflections            words of R1's list, whole and in any case, and their Chinese counterparts
+    waits                  the word "wait" alone, which the paper follows by itself
     steps                  marks of steps, as `reasoning_steps` counts them
     repeated               share of its 20-grams of words that stood in it before
     characters             length of the text
@@ -75,6 +76,7 @@ def observe(row: Mapping[str, Any], answer: str) -> dict[str, float]:
     code = code_characters(answer)
     return {
         "reflections": float(reflections(answer)),
+        "waits": float(_ENGLISH.findall(answer.lower()).count("wait")),
         "steps": float(len(_STEP.findall(answer))),
         "repeated": repeated_share(answer.lower().split(), size=20),
         "characters": float(len(answer)),
