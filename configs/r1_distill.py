@@ -149,13 +149,13 @@ def tiny() -> Run:
 
 
 def tiny_once() -> Run:
-    """The same student from a base that never saw a second attempt; 250 steps of RL, as its answers
-    are short."""
+    """The same student from a base that never saw a second attempt, with three times the updates;
+    RL has 700 steps for as much compute, as its answers are short."""
     run = of_width(64, name="r1_distill_tiny_once")
     base, samples, distilled, rl, table = run.stages
     once = partial(small_world.base_rows, 400_000, seed=0, give_up=1.0, persistent=0.0)
-    stages = (replace(base, source=once), samples, distilled, replace(rl, steps=250), table)
-    return replace(run, stages=stages)
+    longer = replace(distilled, steps=900), replace(rl, steps=700)
+    return replace(run, stages=(replace(base, source=once), samples, *longer, table))
 
 
 def tiny_32() -> Run:
