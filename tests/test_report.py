@@ -581,6 +581,20 @@ def test_runs_are_compared_on_one_page(tmp_path: Path, run: Path):
     assert chart.count('class="line c') == 2 and "countdown_tiny" in chart and "group_16" in chart
 
 
+def test_settings_of_what_a_run_does_not_have_are_told_in_one_line(tmp_path: Path, run: Path):
+    lines = (run / "config.txt").read_text().splitlines()
+    plain = [line for line in lines if not line.startswith("stages: ")]
+    without, more = fake_run(tmp_path / "without"), fake_run(tmp_path / "more")
+    (without / "config.txt").write_text(
+        "\n".join([*plain, "rl.critic: None", "stages: base, rl"]) + "\n"
+    )
+    critic = ["rl.critic: Critic", "rl.critic.share: 1.0", "sft.steps: 9"]
+    (more / "config.txt").write_text("\n".join([*plain, *critic, "stages: base, sft, rl"]) + "\n")
+    text = text_of(report.compare([without, more]))
+    assert "rl.critic None Critic" in text and "rl.critic.share" not in text
+    assert "stages base, rl base, sft, rl" in text and "sft.steps" not in text
+
+
 # --------------------------------------------------------------------------- the command
 
 

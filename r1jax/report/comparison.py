@@ -115,10 +115,32 @@ def _results(run: RunData) -> list[str]:
     ]
 
 
+def _stages(run: RunData) -> set[str]:
+    return {*run.settings.get("stages", "").split(", ")}
+
+
+def _has_none_above(run: RunData, path: str) -> bool:
+    """Whether what would have the setting is None in a run."""
+    parts = path.split(".")
+    return any(run.settings.get(".".join(parts[:i])) == "None" for i in range(1, len(parts)))
+
+
 def _differences(runs: Sequence[RunData], names: Sequence[str]) -> str:
-    """The settings that are not the same in all runs."""
+    """The settings that are not the same in all runs.
+
+    Those of a stage, or of a record, that a run does not have are left out: that it has none is
+    told.
+    """
     paths = sorted({path for run in runs for path in run.settings} - {"name"})
-    differ = [path for path in paths if len({run.settings.get(path) for run in runs}) > 1]
+    stages = [_stages(run) for run in runs]
+    own = stages[0].union(*stages) - stages[0].intersection(*stages)
+    differ = [
+        path
+        for path in paths
+        if len({run.settings.get(path) for run in runs}) > 1
+        and path.partition(".")[0] not in own
+        and not any(_has_none_above(run, path) for run in runs)
+    ]
     if not differ:
         known = all(run.settings for run in runs)
         return "<h2>Settings</h2><p>The same in all runs.</p>" if known else ""
