@@ -591,7 +591,7 @@ def test_settings_of_what_a_run_does_not_have_are_told_in_one_line(tmp_path: Pat
     critic = ["rl.critic: Critic", "rl.critic.share: 1.0", "sft.steps: 9"]
     (more / "config.txt").write_text("\n".join([*plain, *critic, "stages: base, sft, rl"]) + "\n")
     text = text_of(report.compare([without, more]))
-    assert "rl.critic None Critic" in text and "rl.critic.share" not in text
+    assert "rl.critic absent Critic" in text and "rl.critic.share" not in text
     assert "stages base, rl base, sft, rl" in text and "sft.steps" not in text
 
 

@@ -119,10 +119,10 @@ def _stages(run: RunData) -> set[str]:
     return {*run.settings.get("stages", "").split(", ")}
 
 
-def _has_none_above(run: RunData, path: str) -> bool:
-    """Whether what would have the setting is None in a run."""
+def _above(path: str) -> list[str]:
+    """The records in which a setting is."""
     parts = path.split(".")
-    return any(run.settings.get(".".join(parts[:i])) == "None" for i in range(1, len(parts)))
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _differences(runs: Sequence[RunData], names: Sequence[str]) -> str:
@@ -134,12 +134,13 @@ def _differences(runs: Sequence[RunData], names: Sequence[str]) -> str:
     paths = sorted({path for run in runs for path in run.settings} - {"name"})
     stages = [_stages(run) for run in runs]
     own = stages[0].union(*stages) - stages[0].intersection(*stages)
+    missing = {path for path in paths if any(path not in run.settings for run in runs)}
     differ = [
         path
         for path in paths
         if len({run.settings.get(path) for run in runs}) > 1
         and path.partition(".")[0] not in own
-        and not any(_has_none_above(run, path) for run in runs)
+        and missing.isdisjoint(_above(path))
     ]
     if not differ:
         known = all(run.settings for run in runs)
