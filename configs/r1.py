@@ -48,7 +48,10 @@ the supplement before machines are booked. Not published, and ours: how many ans
 for data, the numbers of the filters, how many updates dev1 and dev2 have, slots, workers, rows at a
 time, the longest prompt, how often is evaluated and saved, the words to the model that rewrites;
 and whether SFT's batch is of samples or of packed rows: here it is of packed rows, as DeepSeek-V3's
-SFT packs its samples. The mean over tokens, Adam's betas and the weight decay are as in r1_zero.py.
+SFT packs its samples. The cold start's code problems (5,151 of Codeforces, 2,504 of AtCoder) go
+into data/cold_start.jsonl; the paper's prompts of the summary and of a judge (listings 1 and 4) are
+not copied here, and a judge is one more pass (`passes.keep_judged`). The mean over tokens, Adam's
+betas and the weight decay are as in r1_zero.py.
 
 Preferences: the reward model of helpfulness learns from 66,000 pairs that DeepSeek-V3 judged four
 times, in either order, with a mean difference of more than 1, and reads the summary alone; that of

@@ -46,7 +46,8 @@ Published numbers: github.com/hkust-nlp/simpleRL-reason, branch v0,
 train/examples/script/train_ppo_qwen_base_math_lv35_new.sh, with openrlhf/cli/train_ppo_ray_box.py
 and openrlhf/trainer/ray/ppo_actor.py for what it leaves to defaults; for `zoo` the main branch,
 train_grpo_math_tune_ray.sh and README. Not in them, and ours: slots, workers, rows, the mesh, and
-how a held-out problem of v0 is answered (greedily).
+how a held-out problem of v0 is answered (greedily). Not done: the script's normalising of rewards
+(advantages are whitened), and the 16,000 tokens that `zoo` is evaluated with (8,192 here).
 """
 
 from collections.abc import Mapping

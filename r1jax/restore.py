@@ -54,7 +54,8 @@ def arguments(
             type=which,
             default="last",
             metavar="last|best|STEP",
-            help="default: last; best is the one with the highest held-out accuracy",
+            help="default: last; best is the one with the highest held-out accuracy, which is then "
+            "too high by having been chosen",
         )
     parser.add_argument(
         "--stage", metavar="NAME", help="whose weights; default: the last stage with a checkpoint"
