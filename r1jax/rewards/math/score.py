@@ -125,25 +125,28 @@ def decide(gold: str, answer: str) -> bool | None:
         return True
     if len(answer) > MAX_LENGTH + 2 * len(gold):
         return False
-    gold, answer = clean(gold), clean(answer)
+    (gold, squeezed), (answer, same) = _cleaned(gold), _cleaned(answer)
     if not answer:
         return False
-    if _squeezed(gold) == _squeezed(answer):
+    if squeezed == same:
         return True
-    readings = forms.read(answer)
+    readings = _readings(answer)
     if not readings and not re.search(r"[^\W\d_]", answer):
         return False  # broken numbers and brackets, which math-verify would guess at
     return compare.same(_readings(gold), readings)
 
 
+# A text is compared with many: with each other answer to its problem, where they vote.
 @lru_cache(maxsize=4096)
-def _readings(gold: str) -> forms.Readings:
-    return forms.read(gold)
+def _readings(text: str) -> forms.Readings:
+    return forms.read(text)
 
 
-def _squeezed(text: str) -> str:
-    """Without white space but where it parts two numbers or words."""
-    return re.sub(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])", "", text)
+@lru_cache(maxsize=4096)
+def _cleaned(text: str) -> tuple[str, str]:
+    """A text cleaned, and without white space but where it parts two numbers or words."""
+    text = clean(text)
+    return text, re.sub(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])", "", text)
 
 
 @cache
